@@ -1,0 +1,65 @@
+# `make` lists the targets. Everything below `install` runs in .venv, which `install` creates.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+JOBS ?= 2
+ARGS ?=
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip -qq --disable-pip-version-check # errors are still shown
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint format reproduce clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  PYTHON=python3.12  the Python that makes .venv (3.11 to 3.13; default python3)"
+	@echo "  JOBS=4             processes of 'make test' (default 2)"
+	@echo "  ARGS='-k sampler'  more arguments for pytest"
+
+install: $(INSTALLED) ## Create .venv with the pinned versions (2 to 4 minutes, 2 GB)
+
+# Redone only when the dependencies change. torch comes first and alone, so that the build that this
+# machine's package index offers (CPU or CUDA) is settled before anything else asks for it.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "constraints.txt needs Python 3.11 to 3.13; $$($(PYTHON) --version 2>&1) found." \
+	       "Choose one: make install PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) ..."
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: install ## Train the tiny replica's LoRA, evaluate it, say where the page is
+	$(RUN) train.py experiment=tiny_vta
+	$(RUN) evaluate.py experiment=tiny_vta
+	@page=$$(find outputs -name report.html -exec ls -t {} + | head -n 1); \
+	  test -n "$$page" || { echo "evaluate.py wrote no report.html below outputs/" >&2; exit 1; }; \
+	  echo "The page: $$page"
+
+test: install ## Run the tests in JOBS processes, with coverage
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN) -m pytest \
+	  -n $(JOBS) --dist loadfile --cov --cov-report=term --no-cov-on-fail $(ARGS)
+
+lint: install ## Check style, format and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(VENV)/bin/basedpyright
+
+format: install ## Mend what ruff can mend
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+reproduce: install ## Remake the committed replica from nothing: codec, base, LoRA, evaluation
+	$(RUN) train.py experiment=tiny_vae
+	$(RUN) train.py experiment=tiny_base
+	$(RUN) train.py experiment=tiny_vta
+	$(RUN) evaluate.py experiment=tiny_vta
+
+clean: ## Remove caches and builds; keeps .venv and outputs
+	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find pusa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

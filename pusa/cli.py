@@ -1,0 +1,163 @@
+"""`pusa`: generate, encode, toy clips, and making the replica's text encoder."""
+
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from pusa import entry
+
+log = logging.getLogger(__name__)
+_AT_HELP = (
+    "a condition, POSITION=FILE[:MULTIPLIER]; may be repeated. POSITION: a pixel frame (0, -1), "
+    "last, or latent:K. MULTIPLIER: 0 keeps the image exactly, 1 ignores it (default 0.2)."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, exit: 0 done, 1 bad input with one message, 2 bad usage."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
+    options = _parser().parse_args(arguments)
+    entry.quiet_libraries()
+    entry.guarded(lambda: options.run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pusa", description="Video diffusion with a timestep per frame."
+    )
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_generate(commands)
+    encode = commands.add_parser("encode", help="encode a manifest's clips into the latent cache")
+    encode.add_argument("manifest", help="metadata.csv with columns file_name,text")
+    encode.add_argument("--name", required=True, help="name of the data set in the cache")
+    _add_model(encode)
+    encode.add_argument("--on-bad-clip", choices=("stop", "skip"), default="stop")
+    encode.set_defaults(run=_encode)
+    toy = commands.add_parser("toy", help="render captioned toy clips with known truth")
+    toy.add_argument("folder")
+    toy.add_argument("--split", choices=("train", "heldout"), default="train")
+    toy.add_argument("--num-clips", type=int, default=64)
+    toy.add_argument("--seed", type=int, default=0)
+    toy.set_defaults(run=_toy)
+    text = commands.add_parser("tiny-text-encoder", help="write the replica's text encoder")
+    text.add_argument("folder")
+    text.set_defaults(run=_text_encoder)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="wan_tiny", help="a name in configs/model (%(default)s)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+        help="override any config key, as model.dtype=bfloat16; may be repeated",
+    )  # fmt: skip
+
+
+def _add_generate(commands) -> None:
+    generate = commands.add_parser("generate", help="make a video from a prompt and images")
+    what = generate.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt")
+    what.add_argument("--from", dest="sidecar", metavar="JSON", help="make a sidecar's video again")
+    generate.add_argument("--at", action="append", default=[], help=_AT_HELP)
+    generate.add_argument("--output", "-o", required=True, help="the .mp4 to write")
+    generate.add_argument("--lora", help="a LoRA file that train.py wrote")
+    generate.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--steps", type=int, help="sampling steps")
+    generate.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
+    for name in ("num-frames", "height", "width"):
+        generate.add_argument(f"--{name}", type=int, help="default: the model's")
+    _add_model(generate)
+    generate.set_defaults(run=_generate)
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    folder = str(entry.config_folder().resolve())
+    try:
+        with initialize_config_dir(folder, version_base="1.3"):
+            return compose(name, overrides=overrides)
+    except HydraException as error:
+        raise ValueError(str(error)) from error
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from pusa.pipelines.produce import Description, produce
+
+    expected = None
+    if options.sidecar is not None:
+        cfg, expected = _from_sidecar(options.sidecar)
+    else:
+        cfg = _compose("generate", [f"model={options.model}", *options.overrides])
+        flags = {
+            "prompt": options.prompt, "at": options.at, "lora": options.lora,
+            "strength": options.strength, "seed": options.seed,
+            "num_frames": options.num_frames, "height": options.height, "width": options.width,
+            "sampler.num_steps": options.steps, "sampler.guidance_scale": options.guidance,
+        }  # fmt: skip
+        for key, value in flags.items():
+            if value is not None:
+                OmegaConf.update(cfg, key, value)
+    cfg.output = options.output
+    fields = ("prompt", "at", "seed", "num_frames", "height", "width", "fps", "fit", "lora",
+              "strength", "output")  # fmt: skip
+    plain = entry.plain_config(cfg)
+    recipe = {key: value for key, value in plain.items() if key != "output"}
+    what = Description(**{key: plain[key] for key in fields})
+    path = produce(
+        entry.build(cfg.model), entry.build(cfg.sampler), what, recipe, expected,
+        entry.progress_bars("sample"),
+    )  # fmt: skip
+    log.info("wrote %s and %s", path, path.with_suffix(".json"))
+
+
+def _from_sidecar(path: str) -> tuple[DictConfig, dict[str, str]]:
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such sidecar.")
+    try:
+        sidecar = json.loads(Path(path).read_text())
+        return OmegaConf.create({**sidecar["recipe"], "output": "???"}), sidecar["inputs"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a sidecar of `pusa generate` ({error}).") from error
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from pusa.pipelines.prepare import Source, prepare
+
+    cfg = _compose("encode", [f"model={options.model}", *options.overrides])
+    cfg.manifest, cfg.index = options.manifest, options.name
+    cfg.encode.on_bad_clip = options.on_bad_clip
+    source = Source(cfg.index, cfg.manifest)
+    prepare(
+        [source], cfg.cache, entry.build(cfg.model), entry.build(cfg.encode), entry.progress_bars
+    )
+    log.info("%s is in %s; train with data=clips data.train.name=%s", cfg.index, cfg.cache, cfg.index)
+
+
+def _toy(options: argparse.Namespace) -> None:
+    from pusa.data import toy
+
+    if options.num_clips < 1:
+        raise ValueError(f"--num-clips must be at least 1, got {options.num_clips}.")
+    manifest = toy.write_dataset(
+        options.folder, options.split, options.num_clips, options.seed,
+        progress=entry.progress_bars("render"),
+    )  # fmt: skip
+    log.info("wrote %s", manifest)
+
+
+def _text_encoder(options: argparse.Namespace) -> None:
+    from pusa.pipelines.replica import make_text_encoder
+
+    log.info("wrote %s", make_text_encoder(options.folder))
+
+
+if __name__ == "__main__":
+    main()

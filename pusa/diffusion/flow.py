@@ -1,0 +1,86 @@
+"""Rectified flow with one noise level per latent frame: path, target, loss and shifted grids."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+WEIGHTINGS = ("none", "bell")
+
+
+def per_frame(values: Tensor) -> Tensor:
+    """(B, F) -> (B, 1, F, 1, 1), ready to broadcast over latents."""
+    return values[:, None, :, None, None]
+
+
+def shift_sigma(u: Tensor, shift: float) -> Tensor:
+    """Move u in [0, 1] towards noise: shift*u / (1 + (shift-1)*u), the SD3 and Wan time shift."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The straight path x = (1-sigma) clean + sigma noise and its velocity, noise - clean.
+
+    shift: time shift of sampling and training grids. weighting: loss weight by noise level, "none"
+    (what the released Pusa weights effectively saw) or "bell" (DiffSynth's, mean 1 on its grid).
+    """
+
+    shift: float = 5.0
+    weighting: str = "none"
+
+    def __post_init__(self):
+        if not self.shift > 0:
+            raise ValueError(f"flow.shift must be positive, got {self.shift}.")
+        if self.weighting not in WEIGHTINGS:
+            known = ", ".join(WEIGHTINGS)
+            raise ValueError(f"flow.weighting={self.weighting!r} is unknown; use one of {known}.")
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """Sampling grid (num_steps + 1,), float32, from 1 down to exactly 0."""
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+        return shift_sigma(u, self.shift).float()
+
+    def add_noise(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """clean, noise: (B, C, F, h, w); sigma: (B, F) -> the noisy latents, float32 or wider."""
+        s = per_frame(sigma)
+        return (1 - s) * clean + s * noise
+
+    def velocity(self, clean: Tensor, noise: Tensor) -> Tensor:
+        return noise - clean
+
+    def frame_errors(self, velocity: Tensor, clean: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of each latent frame, (B, F), computed in float32."""
+        error = velocity.float() - self.velocity(clean.float(), noise.float())
+        return error.square().mean(dim=(1, 3, 4))
+
+    def loss(self, velocity: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Weighted mean over frames with sigma > 0: a frame given clean has nothing to predict."""
+        error = self.frame_errors(velocity, clean, noise) * self.weight(sigma)
+        noisy = sigma > 0
+        return torch.where(noisy, error, 0).sum() / noisy.sum().clamp(min=1)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """Loss weight of each noise level, same shape as sigma."""
+        if self.weighting == "none":
+            return torch.ones_like(sigma)
+        mean = _bell_mean(self.shift)
+        return ((_bell(sigma) - _BELL_FLOOR) / mean).clamp(min=0)
+
+
+_BELL_FLOOR = math.exp(-0.5)  # the bell's value at sigma = 0 and 1
+
+
+def _bell(sigma: Tensor) -> Tensor:
+    return torch.exp(-2 * (sigma - 0.5) ** 2)
+
+
+@cache
+def _bell_mean(shift: float) -> float:
+    """Mean of the raised bell over DiffSynth's 1000-step training grid, so that weights average 1."""
+    grid = shift_sigma(torch.linspace(1, 0, 1001, dtype=torch.float64)[:-1], shift)
+    return float((_bell(grid) - _BELL_FLOOR).mean())

@@ -1,0 +1,137 @@
+"""What every command shares: compose a config, check it, run, one clear message on failure.
+
+The roof's own room: only here, in cli.py and in the top-level scripts are hydra and omegaconf used.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+log = logging.getLogger(__name__)
+USER_ERRORS = (ValueError, OSError, OmegaConfBaseException, ImportError)
+
+
+def guarded(action: Callable[[], Any]) -> None:
+    """Run; a fault of the input ends with one message on stderr and exit code 1.
+
+    PUSA_TRACEBACK=1 shows where it came from. Programming errors keep their traceback.
+    """
+    try:
+        action()
+    except (*USER_ERRORS, InstantiationException) as error:
+        cause = root_cause(error)
+        if os.environ.get("PUSA_TRACEBACK") or not isinstance(cause, (*USER_ERRORS, TypeError)):
+            raise
+        print(f"error: {explain(cause)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The first error of a chain that hydra wrapped."""
+    while isinstance(error, InstantiationException) and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def explain(error: BaseException) -> str:
+    """The message of an error, with a remedy where the system's own lacks one."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; free space, or choose another folder (paths.*)."
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.strerror}; free space, or choose another folder (paths.*)."
+    return str(error).strip() or repr(error)
+
+
+def check_additions(cfg: DictConfig, overrides: list[str]) -> None:
+    """ValueError for `+key=value` where nothing would read the key.
+
+    Additions are allowed inside a node with `_target_`, whose constructor checks its arguments.
+    """
+    for override in overrides:
+        if not override.startswith("+"):
+            continue
+        key = override.lstrip("+").split("=")[0]
+        parent = key.rpartition(".")[0]
+        if key.split(".")[0] in ("experiment", "hydra"):
+            continue
+        node = OmegaConf.select(cfg, parent) if parent else None
+        if not isinstance(node, DictConfig) or "_target_" not in node:
+            raise ValueError(f"{key}: no such config key, nothing reads it; see --help for the keys.")
+
+
+def prepare_process(cfg: DictConfig) -> None:
+    """Checks and settings of the process before any work."""
+    check_additions(cfg, list(HydraConfig.get().overrides.task))
+    quiet_libraries()
+    if cfg.get("num_threads"):
+        torch.set_num_threads(cfg.num_threads)
+
+
+def quiet_libraries() -> None:
+    """Silence start-up notes of libraries; their warnings and errors stay."""
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if not torch.cuda.is_available() else "cuda")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("DeepSpeed", "deepspeed", "httpx", "absl"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Advice that does not hold here: data is in memory, steps are counted.
+    for pattern in (".*does not have many workers.*", ".*treespec.*", ".*LeafSpec.*",
+                    ".*ran out of data.*", ".*mid-epoch.*", ".*lr_scheduler.step.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", pattern)
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def plain_config(cfg: DictConfig) -> dict:
+    """The resolved config as plain values."""
+    return OmegaConf.to_container(cfg, resolve=True)  # pyright: ignore[reportReturnType]
+
+
+def run_config(cfg: DictConfig) -> dict:
+    """The part of a config that decides a run's result."""
+    harmless = ("resume", "overwrite", "num_threads", "logger", "paths", "callbacks")
+    return {key: value for key, value in plain_config(cfg).items() if key not in harmless}
+
+
+def differences(old: dict, new: dict, prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` where two plain configs differ."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        name, a, b = f"{prefix}{key}", old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a} -> {b}")
+    return lines
+
+
+def progress_bars(description: str):
+    """A wrapper that shows a bar with this description on stderr."""
+    from tqdm import tqdm
+
+    return lambda items: tqdm(items, desc=description, leave=False, mininterval=0.5)
+
+
+def build(node: Any) -> Any:
+    """Instantiate a config node that holds `_target_` entries."""
+    return instantiate(node)
+
+
+def config_folder() -> Path:
+    """configs/ of the checkout, or the copy that ships inside the installed package."""
+    inside = Path(__file__).parent / "configs"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"

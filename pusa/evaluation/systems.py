@@ -1,0 +1,90 @@
+"""Models as systems to compare: a backbone, with or without a LoRA, on one task."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pusa.diffusion.conditioning import Task
+from pusa.evaluation.suite import SuiteItem
+from pusa.models.text import TextEncoder
+from pusa.models.vae import VideoVAE
+from pusa.pipelines.build import Model
+from pusa.pipelines.encode import encode_frames
+from pusa.pipelines.generate import Request, Sampler, decode_latents, generate, join_texts
+from pusa.data import video
+from pusa.rng import generator_for
+from pusa.types import Text
+
+RETENTION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass
+class ModelSystem:
+    """Generates suite items with a backbone; media of the task are the item's first frame.
+
+    Two systems get the same noise for the same item and seed, so their differences are paired.
+    """
+
+    backbone: nn.Module
+    model: Model
+    vae: VideoVAE
+    text_encoder: TextEncoder
+    task: Task
+    sampler: Sampler
+    seeded: bool = True
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        """uint8 videos (T, 3, H, W), one per item."""
+        requests = [
+            Request(
+                self.text_encoder.encode([item.caption]),
+                (item.frames[:1],) * self.task.num_media,
+                seed=seed,
+                purpose=f"suite/{item.index}",
+            )
+            for item in items
+        ]
+        frames = len(items[0].frames)
+        height, width = items[0].frames.shape[-2:]
+        negative = self.model.negative_prompt
+        videos = generate(
+            self.backbone, self.vae, self.model.flow, self.sampler, self.task, requests,
+            self.model.latent_shape(frames, height, width),
+            None if negative is None else self.text_encoder.encode([negative]),
+        )  # fmt: skip
+        return list(videos)
+
+
+def codec_roundtrip(vae: VideoVAE, frames: Tensor) -> Tensor:
+    """uint8 frames (T, 3, H, W) through the VAE and back: what no model on it can surpass."""
+    return decode_latents(vae, encode_frames(vae, video.to_signed(frames)[None]))[0]
+
+
+@torch.no_grad()
+def shared_timestep_losses(
+    backbone: nn.Module, model: Model, vae: VideoVAE, text_encoder: TextEncoder,
+    items: Sequence[SuiteItem], seed: int,
+) -> Tensor:  # fmt: skip
+    """Text-to-video loss (items, noise levels) at RETENTION_SIGMAS, one sigma for all frames.
+
+    The noise of an item is the same for every backbone.
+    """
+    rows = []
+    for start in range(0, len(items), 16):
+        part = items[start : start + 16]
+        frames = torch.stack([video.to_signed(item.frames) for item in part])
+        clean = encode_frames(vae, frames)
+        text: Text = join_texts([text_encoder.encode([item.caption]) for item in part])
+        noise = torch.stack([
+            torch.randn(clean.shape[1:], generator=generator_for(seed, "retention", item.index))
+            for item in part
+        ])
+        columns = []
+        for level in RETENTION_SIGMAS:
+            sigma = torch.full((clean.shape[0], clean.shape[2]), level)
+            velocity = backbone(model.flow.add_noise(clean, noise, sigma), sigma, text)
+            columns.append(model.flow.frame_errors(velocity, clean, noise).mean(dim=1))
+        rows.append(torch.stack(columns, dim=1))
+    return torch.cat(rows)

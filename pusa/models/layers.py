@@ -1,0 +1,88 @@
+"""Parts that the DiTs share: sinusoid, per-frame modulation, norms, rope tables, attention dispatch."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def sinusoid(timestep: Tensor, dim: int) -> Tensor:
+    """Timesteps (...) in [0, 1000] -> (..., dim): cosines first, then sines; angles in float64."""
+    half = dim // 2
+    exponent = torch.arange(half, dtype=torch.float64, device=timestep.device) / half
+    angle = timestep.double()[..., None] * torch.pow(10000.0, -exponent)
+    return torch.cat([angle.cos(), angle.sin()], dim=-1).float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Scale and shift every token by the modulation of its latent frame.
+
+    x: (B, F, S, D) tokens grouped by frame; shift, scale: (B, F, D).
+    """
+    return torch.addcmul(shift[:, :, None], x, 1 + scale[:, :, None])
+
+
+def plain_layer_norm(x: Tensor, eps: float) -> Tensor:
+    """LayerNorm without parameters over the last dimension, computed in float32."""
+    return functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the last dimension; float32 in and out of the arithmetic."""
+
+    def __init__(self, dim: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps)
+
+
+@lru_cache(maxsize=16)
+def rope_table(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device, theta: float = 10000.0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin (N, head_dim/2) for tokens in (f, h, w) order, w fastest; built in float64.
+
+    The head's pairs are split over the axes as Wan does: height and width get head_dim//6 pairs
+    each, the frame axis the rest; every axis has its own frequency ladder. Returns float32.
+    """
+    side = head_dim // 6
+    angles = []
+    for axis, pairs in enumerate((head_dim // 2 - 2 * side, side, side)):
+        exponent = torch.arange(pairs, dtype=torch.float64) / pairs
+        position = torch.arange(grid[axis], dtype=torch.float64)
+        angle = position[:, None] * torch.pow(theta, -exponent)
+        shape = [1, 1, 1, pairs]
+        shape[axis] = grid[axis]
+        angles.append(angle.view(shape).expand(*grid, pairs))
+    angle = torch.cat(angles, dim=-1).flatten(0, 2)
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rope to (B, N, heads, head_dim); neighbouring elements form a pair. Float32."""
+    cos, sin = (part[:, None] for part in table)
+    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"sdpa": _sdpa}
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
+    """Full attention of (B, N, heads, head_dim) queries over keys and values; same shape as q.
+
+    q and k are cast to v's dtype. ValueError for an unknown backend.
+    """
+    if backend not in ATTENTION:
+        raise ValueError(f"attention={backend!r} is unknown; use one of {', '.join(ATTENTION)}.")
+    return ATTENTION[backend](q.to(v.dtype), k.to(v.dtype), v)

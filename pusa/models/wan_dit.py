@@ -1,0 +1,268 @@
+"""The Wan diffusion transformer with one timestep per latent frame.
+
+`state_dict` keys are the official checkpoint's. The modulation is kept per frame (B, F, 6, D) and
+broadcast over tokens. Knows no checkpoint, no task, no LoRA.
+"""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from pusa.models.layers import (
+    RMSNorm,
+    attention,
+    modulate,
+    plain_layer_norm,
+    rope_table,
+    rotate,
+    sinusoid,
+)
+from pusa.types import Text
+
+PATCH = (1, 2, 2)
+FREQ_DIM = 256
+IMAGE_DIM = 1280  # width of the CLIP tokens of Wan2.1 I2V
+IMAGE_TOKENS = 257
+
+
+class Attention(nn.Module):
+    """Multi-head attention whose queries and keys are RMS-normalized over all heads together."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, backend: str):
+        super().__init__()
+        self.num_heads, self.backend = num_heads, backend
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim, eps), RMSNorm(dim, eps)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, self.backend).flatten(-2)
+
+
+class SelfAttention(Attention):
+    """Attention over all tokens of all frames, with rope."""
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """x: (B, N, D)."""
+        q = rotate(self.heads(self.norm_q(self.q(x))), rope)
+        k = rotate(self.heads(self.norm_k(self.k(x))), rope)
+        return self.o(self.attend(q, k, self.heads(self.v(x))))
+
+
+class CrossAttention(Attention):
+    """Attention over the text (and, with an image branch, separately over image tokens)."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float, backend: str, image_branch: bool):
+        super().__init__(dim, num_heads, eps, backend)
+        if image_branch:
+            self.k_img, self.v_img = nn.Linear(dim, dim), nn.Linear(dim, dim)
+            self.norm_k_img = RMSNorm(dim, eps)
+
+    def forward(self, x: Tensor, context: Tensor, image: Tensor | None) -> Tensor:
+        """x: (B, N, D); context: (B, L, D); image: (B, 257, D) or None."""
+        q = self.heads(self.norm_q(self.q(x)))
+        k = self.heads(self.norm_k(self.k(context)))
+        out = self.attend(q, k, self.heads(self.v(context)))
+        if image is not None:
+            k = self.heads(self.norm_k_img(self.k_img(image)))
+            out = out + self.attend(q, k, self.heads(self.v_img(image)))
+        return self.o(out)
+
+
+class Block(nn.Module):
+    """Self-attention and feed-forward, both modulated per frame, around a plain cross-attention."""
+
+    def __init__(self, dim, ffn_dim, num_heads, eps, backend, image_branch):
+        super().__init__()
+        self.eps = eps
+        self.self_attn = SelfAttention(dim, num_heads, eps, backend)
+        self.norm3 = nn.LayerNorm(dim, eps)
+        self.cross_attn = CrossAttention(dim, num_heads, eps, backend, image_branch)
+        gelu = nn.GELU(approximate="tanh")
+        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), gelu, nn.Linear(ffn_dim, dim))
+        self.modulation = nn.Parameter(torch.empty(1, 6, dim))
+
+    def forward(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: tuple[Tensor, Tensor],
+        context: Tensor,
+        image: Tensor | None,
+    ) -> Tensor:
+        """x: (B, F, S, D) residual stream; modulation: (B, F, 6, D) float32."""
+        frames, dtype = x.shape[1], context.dtype
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).unbind(2)
+        hidden = modulate(plain_layer_norm(x, self.eps), shift, scale).to(dtype)
+        hidden = self.self_attn(hidden.flatten(1, 2), rope).unflatten(1, (frames, -1))
+        x = x + hidden * gate[:, :, None]
+        hidden = self._affine_norm(x).to(dtype).flatten(1, 2)
+        x = x + self.cross_attn(hidden, context, image).unflatten(1, (frames, -1))
+        hidden = modulate(plain_layer_norm(x, self.eps), ffn_shift, ffn_scale).to(dtype)
+        return x + self.ffn(hidden) * ffn_gate[:, :, None]
+
+    def _affine_norm(self, x: Tensor) -> Tensor:
+        norm = self.norm3
+        return functional.layer_norm(
+            x.float(), x.shape[-1:], norm.weight.float(), norm.bias.float(), norm.eps
+        )
+
+
+class Head(nn.Module):
+    """The modulated output projection."""
+
+    def __init__(self, dim: int, out_channels: int, eps: float):
+        super().__init__()
+        self.eps = eps
+        self.head = nn.Linear(dim, out_channels * PATCH[0] * PATCH[1] * PATCH[2])
+        self.modulation = nn.Parameter(torch.empty(1, 2, dim))
+
+    def forward(self, x: Tensor, time: Tensor, dtype: torch.dtype) -> Tensor:
+        """x: (B, F, S, D); time: (B, F, D) float32 -> (B, F, S, 4*C)."""
+        shift, scale = (self.modulation + time[:, :, None]).unbind(2)
+        return self.head(modulate(plain_layer_norm(x, self.eps), shift, scale).to(dtype))
+
+
+class ImageEmbedding(nn.Module):
+    """CLIP tokens (B, 257, 1280) -> context tokens (B, 257, D), as Wan2.1 I2V has it."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.proj = nn.Sequential(
+            nn.LayerNorm(IMAGE_DIM), nn.Linear(IMAGE_DIM, IMAGE_DIM), nn.GELU(),
+            nn.Linear(IMAGE_DIM, dim), nn.LayerNorm(dim),
+        )  # fmt: skip
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.proj(image)
+
+
+class WanDiT(nn.Module):
+    """Wan2.1 and Wan2.2 DiT, exact to the official weights, with a sigma per latent frame.
+
+    The time path (sinusoid, time MLPs, modulation, gates, head modulation) and the residual stream
+    are float32, also under bf16 autocast or bf16 weights, as in the official code.
+    """
+
+    # Cast to a lower precision, these would lose what the time path is: keep them float32.
+    keep_float32 = ("time_embedding", "time_projection", "modulation", "norm")
+
+    def __init__(
+        self,
+        dim: int,
+        ffn_dim: int,
+        num_heads: int,
+        num_layers: int,
+        in_channels: int = 16,
+        out_channels: int = 16,
+        text_dim: int = 4096,
+        text_len: int = 512,
+        image_branch: bool = False,
+        eps: float = 1e-6,
+        attention: str = "sdpa",
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__()
+        if dim % num_heads or (dim // num_heads) % 2 or dim // num_heads < 12:
+            raise ValueError(f"dim={dim} over num_heads={num_heads} needs an even head of >= 12.")
+        self.dim, self.num_heads, self.out_channels = dim, num_heads, out_channels
+        self.in_channels, self.text_dim, self.text_len = in_channels, text_dim, text_len
+        self.gradient_checkpointing = gradient_checkpointing
+        self.patch_embedding = nn.Conv3d(in_channels, dim, PATCH, PATCH)
+        gelu = nn.GELU(approximate="tanh")
+        self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), gelu, nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(nn.Linear(FREQ_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(
+            Block(dim, ffn_dim, num_heads, eps, attention, image_branch) for _ in range(num_layers)
+        )
+        self.head = Head(dim, out_channels, eps)
+        self.img_emb = ImageEmbedding(dim) if image_branch else None
+        self.reset_parameters()
+
+    def forward(
+        self, latents: Tensor, sigma: Tensor, text: Text, image: Tensor | None = None
+    ) -> Tensor:
+        """Velocity, noise - clean, of noisy latents.
+
+        latents: (B, C, F, h, w), h and w even; sigma: (B,) or (B, F) in [0, 1], 1 = noise;
+        text: embedding (B, L <= text_len, text_dim); image: CLIP tokens (B, 257, 1280), only with
+        an image branch. Returns (B, out_channels, F, h, w) in the latents' dtype. ValueError for
+        any shape that does not fit.
+        """
+        self._check(latents, sigma, text, image)
+        batch, _, frames, height, width = latents.shape
+        sigma = sigma.float()
+        if sigma.ndim == 1:
+            sigma = sigma[:, None].expand(batch, frames)
+        time, modulation = self._time(sigma)
+        weight = self.patch_embedding.weight
+        x = rearrange(self.patch_embedding(latents.to(weight.dtype)), "b d f h w -> b f (h w) d")
+        context = self.text_embedding(self._padded(text).to(weight.dtype))
+        image = self.img_emb(image.to(weight.dtype)) if image is not None and self.img_emb else None
+        grid = (frames, height // PATCH[1], width // PATCH[2])
+        rope = rope_table(grid, self.dim // self.num_heads, latents.device)
+        for block in self.blocks:
+            arguments = (x, modulation, rope, context, image)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x = block(*arguments)
+        x = self.head(x, time, context.dtype)
+        return rearrange(
+            x, "b f (h w) (p q c) -> b c f (h p) (w q)",
+            h=grid[1], w=grid[2], p=PATCH[1], q=PATCH[2],
+        ).to(latents.dtype)  # fmt: skip
+
+    def _time(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """sigma (B, F) -> time (B, F, D) and modulation (B, F, 6, D), float32."""
+        with torch.autocast(sigma.device.type, enabled=False):
+            first = next(self.time_embedding.parameters())
+            embedding = sinusoid(1000 * sigma, FREQ_DIM).to(first.dtype)
+            time = self.time_embedding(embedding)
+            modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
+        return time.float(), modulation.float()
+
+    def _padded(self, text: Text) -> Tensor:
+        """Text rows past the caption are zeros up to text_len, and they are attended to (sic)."""
+        embedding = text.embedding.masked_fill(~text.mask[..., None], 0.0)
+        return functional.pad(embedding, (0, 0, 0, self.text_len - embedding.shape[1]))
+
+    def _check(self, latents: Tensor, sigma: Tensor, text: Text, image: Tensor | None) -> None:
+        if latents.ndim != 5 or latents.shape[1] != self.in_channels:
+            raise ValueError(
+                f"latents {tuple(latents.shape)} are not (B, {self.in_channels}, F, h, w)."
+            )
+        batch, _, frames, height, width = latents.shape
+        if height % PATCH[1] or width % PATCH[2]:
+            raise ValueError(f"latent size {height}x{width} is odd; use even sides (patch 2x2).")
+        if sigma.shape not in ((batch,), (batch, frames)):
+            raise ValueError(
+                f"sigma {tuple(sigma.shape)} is neither ({batch},) nor ({batch}, {frames})."
+            )
+        shape = text.embedding.shape
+        if len(shape) != 3 or shape[0] != batch or shape[2] != self.text_dim:
+            raise ValueError(f"text {tuple(shape)} is not ({batch}, L, {self.text_dim}).")
+        if shape[1] > self.text_len:
+            raise ValueError(f"text has {shape[1]} tokens, this model takes {self.text_len}.")
+        if (image is None) != (self.img_emb is None):
+            need = "needs" if image is None else "takes no"
+            raise ValueError(f"this model {need} image tokens (B, {IMAGE_TOKENS}, {IMAGE_DIM}).")
+
+    def reset_parameters(self) -> None:
+        """Upstream's initialization for training from scratch; nothing happens on meta."""
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
+            if name.endswith("modulation"):
+                nn.init.normal_(parameter, std=self.dim**-0.5)
+            elif name == "head.head.weight" or name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif name.startswith(("text_embedding", "time_embedding")):
+                nn.init.normal_(parameter, std=0.02)
+            elif parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter.flatten(1))

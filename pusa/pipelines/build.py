@@ -1,0 +1,85 @@
+"""A model as its config names it -> ready backbone, VAE and text encoder."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from pusa.diffusion.flow import FlowMatching
+from pusa.models.text import UMT5TextEncoder, load_text_encoder
+from pusa.models.vae import VideoVAE, load_vae
+from pusa.rng import generator_for
+from pusa.types import LatentSpec
+from pusa.weights.files import load_weights, read_tensors
+
+log = logging.getLogger(__name__)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Everything that configs/model/*.yaml says about one model.
+
+    backbone: builds the network; weights: its safetensors file (official keys), or None for a
+    random start; vae, text_encoder: local folders; dtype: precision of the frozen weights;
+    spec: how the VAE folds pixels; num_frames, height, width, fps: what it was made for;
+    negative_prompt: None means no text at all.
+    """
+
+    name: str
+    backbone: Callable[[], nn.Module]
+    flow: FlowMatching
+    spec: LatentSpec
+    weights: str | None
+    vae: str
+    text_encoder: str
+    text_len: int
+    num_frames: int
+    height: int
+    width: int
+    fps: float
+    guidance_scale: float = 1.0
+    negative_prompt: str | None = None
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dtype not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise ValueError(f"model.dtype={self.dtype!r} is unknown; use one of {known}.")
+        self.latent_shape()
+
+    def latent_shape(
+        self, num_frames: int | None = None, height: int | None = None, width: int | None = None
+    ) -> tuple[int, int, int, int]:
+        """(C, F, h, w) of a clip, by default of the model's own size; ValueError if not legal."""
+        h, w = self.spec.latent_size(height or self.height, width or self.width)
+        return self.spec.channels, self.spec.num_latent_frames(num_frames or self.num_frames), h, w
+
+    def build_backbone(self, seed: int = 0) -> nn.Module:
+        """The network with its weights, frozen, in eval mode; randomly initialized without weights."""
+        if self.weights is None:
+            log.warning("model %s has no weights (model.weights is null): random start.", self.name)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(generator_for(seed, "model/init").initial_seed())
+                return self.backbone().eval()
+        with torch.device("meta"):
+            backbone = self.backbone()
+        load_weights(backbone, self.weights, PRECISIONS[self.dtype])
+        return backbone.eval().requires_grad_(False)
+
+    def num_weights(self) -> int:
+        """Parameters in the weight file (0 without one)."""
+        if self.weights is None:
+            return 0
+        return sum(tensor.numel() for tensor in read_tensors(self.weights).values())
+
+    def build_vae(self) -> VideoVAE:
+        vae = load_vae(self.vae)
+        if vae.spec != self.spec:
+            raise ValueError(f"{self.vae}: folds pixels as {vae.spec}, model.spec says {self.spec}.")
+        return vae
+
+    def build_text_encoder(self) -> UMT5TextEncoder:
+        return load_text_encoder(self.text_encoder, self.text_len)

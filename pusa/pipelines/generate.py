@@ -1,0 +1,147 @@
+"""Prompt + media + Task -> video. Used by the command line, sample grids and evaluation alike."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from pusa.data import video
+from pusa.diffusion.conditioning import Task
+from pusa.diffusion.flow import FlowMatching
+from pusa.diffusion.sampler import euler, guided
+from pusa.models.vae import VideoVAE
+from pusa.pipelines.encode import encode_frames
+from pusa.rng import generator_for
+from pusa.types import Text
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """num_steps of Euler; guidance_scale 1 means no guidance; shift None means the model's;
+    autocast: run the backbone under bfloat16 autocast."""
+
+    num_steps: int = 30
+    guidance_scale: float = 1.0
+    shift: float | None = None
+    autocast: bool = False
+
+    def __post_init__(self):
+        if self.num_steps < 1:
+            raise ValueError(f"sampler.num_steps must be at least 1, got {self.num_steps}.")
+
+    def flow(self, flow: FlowMatching) -> FlowMatching:
+        return flow if self.shift is None else FlowMatching(self.shift, flow.weighting)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One video: encoded prompt (1, L, text_dim), media as uint8 frames (T, 3, H, W), and a seed."""
+
+    text: Text
+    media: tuple[Tensor, ...] = ()
+    seed: int = 0
+    purpose: str = field(default="generate", repr=False)
+
+
+def join_texts(texts: Sequence[Text]) -> Text:
+    """Texts of batch 1 -> one padded batch."""
+    length = max(text.embedding.shape[1] for text in texts)
+    embeddings, masks = [], []
+    for text in texts:
+        pad = length - text.embedding.shape[1]
+        embeddings.append(nn.functional.pad(text.embedding, (0, 0, 0, pad)))
+        masks.append(nn.functional.pad(text.mask, (0, pad)))
+    return Text(torch.cat(embeddings), torch.cat(masks))
+
+
+def no_text(batch: int, text_dim: int, device: torch.device | str = "cpu") -> Text:
+    """What a dropped caption looks like: rows of zeros."""
+    return Text(
+        torch.zeros(batch, 1, text_dim, device=device),
+        torch.zeros(batch, 1, dtype=torch.bool, device=device),
+    )
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: nn.Module,
+    flow: FlowMatching,
+    sampler: Sampler,
+    task: Task,
+    requests: Sequence[Request],
+    media: Sequence[Tensor],
+    shape: Sequence[int],
+    negative: Text | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
+    """Latents (B, C, F, h, w) for a batch of requests of one task.
+
+    media: latents (B, C, F_m, h, w) of each medium of the task; shape: (C, F, h, w). A request's
+    noise depends on its own seed alone, not on the batch. negative: encoded negative prompt
+    (1, L, text_dim), None for no text.
+    """
+    device = next(backbone.parameters()).device
+    flow = sampler.flow(flow)
+    text = join_texts([request.text for request in requests]).to(device)
+    if negative is None:
+        negative = no_text(1, text.embedding.shape[-1])
+    negative = join_texts([negative] * len(requests)).to(device)
+    noise = torch.stack([_noise(request, shape) for request in requests]).to(device)
+    conditioning = task.bind(noise.shape, [latents.to(device) for latents in media])
+    sigmas = flow.sigmas(sampler.num_steps)
+    velocity = guided(
+        lambda x, sigma, _: backbone(x, sigma, text),
+        lambda x, sigma, _: backbone(x, sigma, negative),
+        sampler.guidance_scale,
+    )
+    precision = (
+        torch.autocast(device.type, torch.bfloat16) if sampler.autocast else contextlib.nullcontext()
+    )
+    with precision:
+        plan = conditioning.plan(sigmas)
+        return euler(velocity, noise, conditioning.latents, sigmas, plan, flow, progress)
+
+
+def _noise(request: Request, shape: Sequence[int]) -> Tensor:
+    generator = generator_for(request.seed, f"{request.purpose}/noise")
+    return torch.randn(tuple(shape), generator=generator)
+
+
+def generate(
+    backbone: nn.Module,
+    vae: VideoVAE,
+    flow: FlowMatching,
+    sampler: Sampler,
+    task: Task,
+    requests: Sequence[Request],
+    shape: Sequence[int],
+    negative: Text | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
+    """Videos (B, T, 3, H, W) uint8. ValueError if a request's media do not suit the task."""
+    for request in requests:
+        if len(request.media) != task.num_media:
+            raise ValueError(
+                f"task {task.name!r} takes {task.num_media} image(s) or clip(s), "
+                f"got {len(request.media)}."
+            )
+    media = [
+        encode_frames(vae, torch.stack([video.to_signed(r.media[i]) for r in requests]))
+        for i in range(task.num_media)
+    ]
+    latents = sample_latents(
+        backbone, flow, sampler, task, requests, media, shape, negative, progress
+    )
+    return decode_latents(vae, latents)
+
+
+@torch.no_grad()
+def decode_latents(vae: VideoVAE, latents: Tensor) -> Tensor:
+    """Latents (B, C, F, h, w) -> uint8 frames (B, T, 3, H, W). ValueError if they are not finite."""
+    if not torch.isfinite(latents).all():
+        raise ValueError(
+            "sampling gave latents that are not finite; lower the LoRA strength or the guidance."
+        )
+    return video.to_uint8(vae.decode(latents.float())).cpu()
