@@ -138,7 +138,9 @@ def _encode(options: argparse.Namespace) -> None:
     prepare(
         [source], cfg.cache, entry.build(cfg.model), entry.build(cfg.encode), entry.progress_bars
     )
-    log.info("%s is in %s; train with data=clips data.train.name=%s", cfg.index, cfg.cache, cfg.index)
+    log.info(
+        "%s is in %s; train with data=clips data.train.name=%s", cfg.index, cfg.cache, cfg.index
+    )
 
 
 def _toy(options: argparse.Namespace) -> None:
@@ -146,10 +148,8 @@ def _toy(options: argparse.Namespace) -> None:
 
     if options.num_clips < 1:
         raise ValueError(f"--num-clips must be at least 1, got {options.num_clips}.")
-    manifest = toy.write_dataset(
-        options.folder, options.split, options.num_clips, options.seed,
-        progress=entry.progress_bars("render"),
-    )  # fmt: skip
+    scenes = [toy.make_scene(options.seed, options.split, i) for i in range(options.num_clips)]
+    manifest = toy.write_dataset(options.folder, scenes, progress=entry.progress_bars("render"))
     log.info("wrote %s", manifest)
 
 

@@ -6,7 +6,7 @@ The roof's own room: only here, in cli.py and in the top-level scripts are hydra
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +46,15 @@ def root_cause(error: BaseException) -> BaseException:
 def explain(error: BaseException) -> str:
     """The message of an error, with a remedy where the system's own lacks one."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return f"{error.filename}: {error.strerror}; free space, or choose another folder (paths.*)."
+        return (
+            f"{error.filename}: {error.strerror}; free space, or choose another folder (paths.*)."
+        )
     if isinstance(error, OSError) and error.errno is not None:
         return f"{error.strerror}; free space, or choose another folder (paths.*)."
     return str(error).strip() or repr(error)
 
 
-def check_additions(cfg: DictConfig, overrides: list[str]) -> None:
+def check_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """ValueError for `+key=value` where nothing would read the key.
 
     Additions are allowed inside a node with `_target_`, whose constructor checks its arguments.
@@ -66,12 +68,17 @@ def check_additions(cfg: DictConfig, overrides: list[str]) -> None:
             continue
         node = OmegaConf.select(cfg, parent) if parent else None
         if not isinstance(node, DictConfig) or "_target_" not in node:
-            raise ValueError(f"{key}: no such config key, nothing reads it; see --help for the keys.")
+            raise ValueError(
+                f"{key}: no such config key, nothing reads it; see --help for the keys."
+            )
 
 
-def prepare_process(cfg: DictConfig) -> None:
-    """Checks and settings of the process before any work."""
-    check_additions(cfg, list(HydraConfig.get().overrides.task))
+def prepare_process(cfg: DictConfig, overrides: Sequence[str]) -> None:
+    """Checks and settings of the process before any work. overrides: as they were typed."""
+    if cfg.name is None:
+        known = sorted(p.stem for p in (config_folder() / "experiment").glob("*.yaml"))
+        raise ValueError(f"name an experiment: experiment={'|'.join(known)}")
+    check_additions(cfg, overrides)
     quiet_libraries()
     if cfg.get("num_threads"):
         torch.set_num_threads(cfg.num_threads)
@@ -94,6 +101,11 @@ def quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+
+
+def typed_overrides() -> list[str]:
+    """The overrides of the running hydra command."""
+    return list(HydraConfig.get().overrides.task)
 
 
 def plain_config(cfg: DictConfig) -> dict:

@@ -6,12 +6,13 @@ h w latent size, S tokens per latent frame, N = F*S tokens, D model width, L tex
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """How a VAE folds pixels into latents: frame 0 alone, then groups of `temporal_stride` frames."""
+    """How a VAE folds pixels: frame 0 alone, then groups of `temporal_stride` frames."""
 
     channels: int
     temporal_stride: int = 4
@@ -70,8 +71,14 @@ class Text:
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A training batch: latents (B, C, F, h, w), their text, and each sample's index in the data."""
+    """A training batch: latents (B, C, F, h, w), their text, and the samples' indices (B,)."""
 
     latents: Tensor
     text: Text
     index: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "LatentBatch":
+        """Move everything but the indices, which stay where they are counted."""
+        return LatentBatch(
+            self.latents.to(device, non_blocking=non_blocking), self.text.to(device), self.index
+        )

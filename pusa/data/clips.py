@@ -28,7 +28,9 @@ def read_manifest(path: str | Path) -> list[Clip]:
         reader = csv.DictReader(file)
         missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path}: misses column {missing[0]!r}; the header must be file_name,text.")
+            raise ValueError(
+                f"{path}: misses column {missing[0]!r}; the header must be file_name,text."
+            )
         clips = [_clip(path, reader.line_num, row) for row in reader]
     if not clips:
         raise ValueError(f"{path}: lists no clips; add a line file_name,text per clip.")

@@ -3,9 +3,9 @@
 A changed caption re-encodes one caption, a changed clip one clip. Training reads only this.
 """
 
+import errno
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +13,12 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pusa.atomic import replacing, write_text
 from pusa.data.order import CountedBatches
 from pusa.types import LatentBatch, Text
 
@@ -32,8 +34,11 @@ def content_key(*parts: str | bytes | int | float) -> str:
 
 def file_digest(path: str | Path) -> str:
     """Content hash of a file, read in pieces."""
+    digest = hashlib.blake2b(digest_size=16)
     with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Entry:
 
 
 class LatentCache:
-    """Files `latents/<key>.safetensors` and `text/<key>.safetensors` under one folder, and indices."""
+    """Files `latents/<key>.safetensors`, `text/<key>.safetensors`, and indices in one folder."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -61,13 +66,11 @@ class LatentCache:
     def write(self, kind: str, key: str, tensors: dict[str, Tensor]) -> None:
         """Store tensors whole or not at all."""
         target = self.path(kind, key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{key}.{os.getpid()}.partial")
         try:
-            save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+            with replacing(target) as partial:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, partial)
+        except SafetensorError as error:
+            raise OSError(errno.ENOSPC, f"could not be written ({error})", str(target)) from error
 
     def read(self, kind: str, key: str) -> dict[str, Tensor]:
         return load_file(self.path(kind, key))
@@ -77,15 +80,8 @@ class LatentCache:
 
     def write_index(self, name: str, fingerprint: str, entries: Sequence[Entry]) -> None:
         """Record which cache files make up a data set, and for which settings (fingerprint)."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.index_path(name)
-        partial = path.with_suffix(".partial")
         value = {"fingerprint": fingerprint, "entries": [vars(entry) for entry in entries]}
-        try:
-            partial.write_text(json.dumps(value))
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_text(self.index_path(name), json.dumps(value))
 
     def read_index(self, name: str) -> tuple[str, list[Entry]]:
         """Fingerprint and entries of an index. ValueError if it was never written."""

@@ -1,4 +1,4 @@
-"""The order of training samples: a function of (seed, step, slot), so a resumed run goes on exactly."""
+"""The order of training samples: a function of (seed, step, slot), so that runs resume exactly."""
 
 from collections.abc import Iterator
 

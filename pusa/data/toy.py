@@ -8,7 +8,7 @@ again at any time. The held-out split uses photo regions and digits that trainin
 
 import csv
 import json
-import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pusa.atomic import replacing, write_text
 from pusa.data import video
 from pusa.rng import generator_for
 
@@ -37,9 +38,9 @@ PHOTOS = {
     "motorcycle": "motorcycle_left.png", "retina": "retina.jpg", "rocket": "rocket.jpg",
     "tissue": "ihc.png", "temple": "china.jpg", "flower": "flower.jpg",
 }  # fmt: skip
-SPRITE_SPEED = 1.5  # pixels per frame
-PAN_SPEED = 1.0  # pixels per frame
-SPRITE_SIZE = 16  # pixels
+SPRITE_SPEED = 1.0  # pixels per frame
+PAN_SPEED = 0.5  # pixels per frame: one pixel every second frame
+SPRITE_SIZE = 12  # pixels
 TRAIN_SHARE = 0.7  # left part of every photo; the rest is held out
 
 
@@ -61,7 +62,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        what = f"a round photo of {self.sprite}" if self.sprite in PHOTOS else f"a {self.color} {self.sprite}"
+        what = (
+            f"a round photo of {self.sprite}"
+            if self.sprite in PHOTOS
+            else f"a {self.color} {self.sprite}"
+        )
         camera = "" if self.pan == "none" else f" , camera pan-{self.pan}"
         return f"{what} moves {self.direction} over {self.photo}{camera}"
 
@@ -77,7 +82,7 @@ class Rendering:
 
 
 def make_scene(
-    seed: int, split: str, index: int, num_frames: int = 17, height: int = 48, width: int = 64
+    seed: int, split: str, index: int, num_frames: int = 17, height: int = 32, width: int = 32
 ) -> Scene:
     """The scene number `index` of a split; a function of its arguments alone."""
     if split not in SPLITS:
@@ -109,9 +114,11 @@ def render(scene: Scene) -> Rendering:
     seen = torch.zeros(canvas.shape[1:], dtype=torch.bool)
     frames, coverages, determined = [], [], []
     for t in range(scene.num_frames):
-        top, left = (travel + np.round(pan * t)).astype(int)
+        top, left = (travel + np.trunc(pan * t)).astype(int)
         window = np.s_[top : top + scene.height, left : left + scene.width]
-        pixels, coverage = _composite(canvas[:, window[0], window[1]], look, alpha, start + step * t)
+        pixels, coverage = _composite(
+            canvas[:, window[0], window[1]], look, alpha, start + step * t
+        )
         if t == 0:
             seen[window] = coverage < 0.02
         frames.append(pixels)
@@ -127,8 +134,9 @@ def _start(scene: Scene, step: np.ndarray, generator: torch.Generator) -> np.nda
     room = np.array([scene.height - SPRITE_SIZE, scene.width - SPRITE_SIZE])
     if (np.abs(total) > room).any():
         raise ValueError(
-            f"num_frames={scene.num_frames} moves the sprite {np.abs(total).max():.0f} pixels, more "
-            f"than a {scene.height}x{scene.width} picture holds; use fewer frames or larger pictures."
+            f"num_frames={scene.num_frames} moves the sprite {np.abs(total).max():.0f} pixels, "
+            f"more than a {scene.height}x{scene.width} picture holds; "
+            "use fewer frames or larger pictures."
         )
     low, high = np.maximum(0, -total), np.minimum(room, room - total)
     return low + (high - low) * torch.rand(2, generator=generator).numpy()
@@ -225,38 +233,32 @@ def _photo_path(name: str) -> Path:
 
 
 def write_dataset(
-    folder: str | Path, split: str, num_clips: int, seed: int, fps: float = 16.0, progress=iter,
-    **size: int,
-) -> Path:  # fmt: skip
-    """Render clips `0..num_clips-1` to `folder/train/*.mp4` with `metadata.csv` and `truth.jsonl`.
+    folder: str | Path,
+    scenes: Sequence[Scene],
+    fps: float = 16.0,
+    progress: Callable[[Iterable[Scene]], Iterable[Scene]] = iter,
+) -> Path:
+    """Render scenes to `folder/train/*.mp4` with `metadata.csv` and `truth.jsonl`.
 
     Clips that are already there are kept: a stopped run goes on. Returns the manifest's path.
     """
     folder = Path(folder)
     (folder / "train").mkdir(parents=True, exist_ok=True)
-    scenes = [make_scene(seed, split, index, **size) for index in range(num_clips)]
     for scene in progress(scenes):
         target = folder / "train" / _file_name(scene)
         if not target.exists():
             video.write_video(target, render(scene).frames, fps)
     rows = [(_file_name(scene), scene.caption) for scene in scenes]
-    _write_lines(folder / "truth.jsonl", [json.dumps(asdict(scene)) for scene in scenes])
-    manifest = folder / "metadata.csv"
-    partial = manifest.with_suffix(".partial")
-    with partial.open("w", newline="") as file:
+    truth = "".join(json.dumps(asdict(scene)) + "\n" for scene in scenes)
+    write_text(folder / "truth.jsonl", truth)
+    with replacing(folder / "metadata.csv") as partial, partial.open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "text"), *rows])
-    os.replace(partial, manifest)
-    return manifest
+    return folder / "metadata.csv"
 
 
 def _file_name(scene: Scene) -> str:
-    return f"{scene.split}_{scene.seed}_{scene.index:06d}.mp4"
-
-
-def _write_lines(path: Path, lines: list[str]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text("\n".join(lines) + "\n")
-    os.replace(partial, path)
+    size = f"{scene.num_frames}x{scene.height}x{scene.width}"
+    return f"{scene.split}_{scene.seed}_{scene.index:06d}_{size}.mp4"
 
 
 def read_truth(folder: str | Path) -> list[Scene]:

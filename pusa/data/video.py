@@ -1,7 +1,5 @@
 """Pixels in and out: the only importer of decord and PyAV. Knows no latents and no captions."""
 
-import os
-import tempfile
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
+
+from pusa.atomic import replacing
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
@@ -106,7 +106,9 @@ def fit(frames: Tensor, height: int, width: int, how: str = "crop") -> Tensor:
     resized = resized.round().clamp(0, 255).to(torch.uint8)
     top, left = (target[0] - height) // 2, (target[1] - width) // 2
     if how == "pad":
-        return functional.pad(resized, (-left, width - target[1] + left, -top, height - target[0] + top))
+        return functional.pad(
+            resized, (-left, width - target[1] + left, -top, height - target[0] + top)
+        )
     return resized[..., top : top + height, left : left + width]
 
 
@@ -125,32 +127,19 @@ def write_video(path: str | Path, frames: Tensor, fps: float, crf: int = 12) -> 
 
     One encoder thread: the same frames give the same bytes.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[-2:]
-    handle, partial = tempfile.mkstemp(suffix=".mp4", prefix=f".{path.stem}-", dir=path.parent)
-    os.close(handle)
-    try:
-        with av.open(partial, "w") as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            stream.options = {"crf": str(crf), "threads": "1", "preset": "medium"}
-            for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-            container.mux(stream.encode())
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    with replacing(path) as partial, av.open(str(partial), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.options = {"crf": str(crf), "threads": "1", "preset": "medium"}
+        for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
+            # Converted here: the encoder's own conversion now and then gave other bytes.
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode())
 
 
 def write_image(path: str | Path, pixels: Tensor) -> None:
     """Write a uint8 image (3, H, W) as PNG, whole or not at all."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as partial:
         Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

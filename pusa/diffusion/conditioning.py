@@ -20,7 +20,9 @@ class Anchor:
     medium: int = 0
 
     def __post_init__(self):
-        values = (self.multipliers,) if isinstance(self.multipliers, (int, float)) else self.multipliers
+        values = (
+            (self.multipliers,) if isinstance(self.multipliers, (int, float)) else self.multipliers
+        )
         object.__setattr__(self, "multipliers", tuple(float(m) for m in values))
         if not self.multipliers:
             raise ValueError(f"the anchor at latent frame {self.at} has no noise multiplier.")

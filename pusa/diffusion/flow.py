@@ -81,6 +81,6 @@ def _bell(sigma: Tensor) -> Tensor:
 
 @cache
 def _bell_mean(shift: float) -> float:
-    """Mean of the raised bell over DiffSynth's 1000-step training grid, so that weights average 1."""
+    """Mean of the raised bell over DiffSynth's 1000-step grid, so that weights average 1."""
     grid = shift_sigma(torch.linspace(1, 0, 1001, dtype=torch.float64)[:-1], shift)
     return float((_bell(grid) - _BELL_FLOOR).mean())

@@ -34,7 +34,7 @@ def euler(
 
 
 def guided(conditional: Velocity, unconditional: Velocity, scale: float) -> Velocity:
-    """Classifier-free guidance: v = v_neg + scale * (v_pos - v_neg); scale 1 skips the second pass."""
+    """Classifier-free guidance, v_neg + scale * (v_pos - v_neg); scale 1 skips the second pass."""
     if scale == 1:
         return conditional
 

@@ -34,13 +34,13 @@ class VectorTimesteps:
                 raise ValueError(f"timesteps.{name} must be in [0, 1], got {getattr(self, name)}.")
         low, high = self.sigma_range
         if not 0 <= low < high <= 1:
-            raise ValueError(f"timesteps.sigma_range must be 0 <= low < high <= 1, got {low}, {high}.")
+            raise ValueError(
+                f"timesteps.sigma_range must be 0 <= low < high <= 1, got {low}, {high}."
+            )
         if not self.shift > 0:
             raise ValueError(f"timesteps.shift must be positive, got {self.shift}.")
 
-    def sample(
-        self, batch: int, frames: int, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, batch: int, frames: int, generator: torch.Generator | None = None) -> Tensor:
         """Noise levels (batch, frames), float32, on the generator's device."""
         device = generator.device if generator is not None else None
 

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pusa.data import video
 from pusa.diffusion.conditioning import Task
 from pusa.evaluation.suite import SuiteItem
-from pusa.models.text import TextEncoder
-from pusa.models.vae import VideoVAE
+from pusa.models.base import TextEncoder, VideoVAE
 from pusa.pipelines.build import Model
 from pusa.pipelines.encode import encode_frames
 from pusa.pipelines.generate import Request, Sampler, decode_latents, generate, join_texts
-from pusa.data import video
 from pusa.rng import generator_for
 from pusa.types import Text
 
@@ -40,18 +39,17 @@ class ModelSystem:
         requests = [
             Request(
                 self.text_encoder.encode([item.caption]),
-                (item.frames[:1],) * self.task.num_media,
+                (item.condition_image()[None],) * self.task.num_media,
                 seed=seed,
                 purpose=f"suite/{item.index}",
             )
             for item in items
         ]
-        frames = len(items[0].frames)
-        height, width = items[0].frames.shape[-2:]
+        scene = items[0].scene
         negative = self.model.negative_prompt
         videos = generate(
             self.backbone, self.vae, self.model.flow, self.sampler, self.task, requests,
-            self.model.latent_shape(frames, height, width),
+            self.model.latent_shape(scene.num_frames, scene.height, scene.width),
             None if negative is None else self.text_encoder.encode([negative]),
         )  # fmt: skip
         return list(videos)
@@ -74,13 +72,15 @@ def shared_timestep_losses(
     rows = []
     for start in range(0, len(items), 16):
         part = items[start : start + 16]
-        frames = torch.stack([video.to_signed(item.frames) for item in part])
+        frames = torch.stack([video.to_signed(item.frames()) for item in part])
         clean = encode_frames(vae, frames)
         text: Text = join_texts([text_encoder.encode([item.caption]) for item in part])
-        noise = torch.stack([
-            torch.randn(clean.shape[1:], generator=generator_for(seed, "retention", item.index))
-            for item in part
-        ])
+        noise = torch.stack(
+            [
+                torch.randn(clean.shape[1:], generator=generator_for(seed, "retention", item.index))
+                for item in part
+            ]
+        )
         columns = []
         for level in RETENTION_SIGMAS:
             sigma = torch.full((clean.shape[0], clean.shape[2]), level)

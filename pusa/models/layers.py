@@ -1,4 +1,4 @@
-"""Parts that the DiTs share: sinusoid, per-frame modulation, norms, rope tables, attention dispatch."""
+"""Parts that the DiTs share: sinusoid, per-frame modulation, norms, rope, attention dispatch."""
 
 from collections.abc import Callable
 from functools import lru_cache

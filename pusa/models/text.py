@@ -5,7 +5,6 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -13,12 +12,6 @@ from torch import nn
 from pusa.types import Text
 
 log = logging.getLogger(__name__)
-
-
-class TextEncoder(Protocol):
-    """encode: captions -> Text with embedding (B, L, text_dim), rows past a caption zero."""
-
-    def encode(self, captions: Sequence[str]) -> Text: ...
 
 
 def clean_caption(caption: str) -> str:

@@ -50,10 +50,13 @@ def _one_frame_later(x: Tensor, num_frames: int) -> Tensor:
 class TinyVAE(nn.Module):
     """Causal 4x4x4 autoencoder with 16 channels.
 
-    encode: frames (B, 3, T, H, W) in [-1, 1], T = 4k+1 -> normalized latents (B, 16, k+1, H/4, W/4).
+    encode: frames (B, 3, T, H, W) in [-1, 1], T = 4k+1 -> normalized (B, 16, k+1, H/4, W/4);
     decode is its approximate inverse. `latents_mean` and `latents_std` are the statistics of the
     raw latents over the training clips, as a Wan VAE's config holds them.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(
         self,
@@ -106,7 +109,11 @@ class TinyVAE(nn.Module):
         return rearrange(self.encoder_out(x), "(b f) c h w -> b c f h w", f=num_frames)
 
     def decode_raw(self, latents: Tensor) -> Tensor:
-        stride, fold, num_frames = self.spec.temporal_stride, self.spec.spatial_stride, latents.shape[2]
+        stride, fold, num_frames = (
+            self.spec.temporal_stride,
+            self.spec.spatial_stride,
+            latents.shape[2],
+        )
         x = self.decoder_in(rearrange(latents, "b c f h w -> (b f) c h w"))
         for block in self.decoder_blocks:
             x = block(x, num_frames)

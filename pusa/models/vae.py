@@ -2,30 +2,23 @@
 
 import json
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pusa.models.base import VideoVAE
 from pusa.models.tiny_vae import TinyVAE
 from pusa.types import LatentSpec
-
-
-class VideoVAE(Protocol):
-    """encode: (B, 3, T, H, W) -> normalized latents (B, C, F, h, w); decode is its inverse."""
-
-    spec: LatentSpec
-
-    def encode(self, frames: Tensor) -> Tensor: ...
-
-    def decode(self, latents: Tensor) -> Tensor: ...
 
 
 class WanVAE(nn.Module):
     """diffusers' AutoencoderKLWan with the latent statistics of its config, in float32."""
 
-    def __init__(self, vae: nn.Module):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, vae):
         super().__init__()
         self.vae = vae
         config = vae.config
@@ -53,7 +46,9 @@ def load_vae(path: str | Path) -> VideoVAE:
     """
     config_file = Path(path) / "config.json"
     if not config_file.is_file():
-        raise ValueError(f"{path}: no config.json in it; expected a diffusers VAE folder (model.vae).")
+        raise ValueError(
+            f"{path}: no config.json in it; expected a diffusers VAE folder (model.vae)."
+        )
     config = json.loads(config_file.read_text())
     name = config.pop("_class_name", None)
     if name == "TinyVAE":

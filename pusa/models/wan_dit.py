@@ -96,7 +96,9 @@ class Block(nn.Module):
     ) -> Tensor:
         """x: (B, F, S, D) residual stream; modulation: (B, F, 6, D) float32."""
         frames, dtype = x.shape[1], context.dtype
-        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).unbind(2)
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = (self.modulation + modulation).unbind(
+            2
+        )
         hidden = modulate(plain_layer_norm(x, self.eps), shift, scale).to(dtype)
         hidden = self.self_attn(hidden.flatten(1, 2), rope).unflatten(1, (frames, -1))
         x = x + hidden * gate[:, :, None]
@@ -175,7 +177,9 @@ class WanDiT(nn.Module):
         self.patch_embedding = nn.Conv3d(in_channels, dim, PATCH, PATCH)
         gelu = nn.GELU(approximate="tanh")
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), gelu, nn.Linear(dim, dim))
-        self.time_embedding = nn.Sequential(nn.Linear(FREQ_DIM, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_embedding = nn.Sequential(
+            nn.Linear(FREQ_DIM, dim), nn.SiLU(), nn.Linear(dim, dim)
+        )
         self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(
             Block(dim, ffn_dim, num_heads, eps, attention, image_branch) for _ in range(num_layers)

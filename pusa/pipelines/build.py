@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from pusa.diffusion.flow import FlowMatching
+from pusa.models.base import VideoVAE
 from pusa.models.text import UMT5TextEncoder, load_text_encoder
-from pusa.models.vae import VideoVAE, load_vae
+from pusa.models.vae import load_vae
 from pusa.rng import generator_for
 from pusa.types import LatentSpec
 from pusa.weights.files import load_weights, read_tensors
+from pusa.weights.lora import load_lora
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,7 +60,7 @@ class Model:
         return self.spec.channels, self.spec.num_latent_frames(num_frames or self.num_frames), h, w
 
     def build_backbone(self, seed: int = 0) -> nn.Module:
-        """The network with its weights, frozen, in eval mode; randomly initialized without weights."""
+        """The network with its weights, frozen, in eval mode; a random start without weights."""
         if self.weights is None:
             log.warning("model %s has no weights (model.weights is null): random start.", self.name)
             with torch.random.fork_rng(devices=[]):
@@ -78,8 +80,17 @@ class Model:
     def build_vae(self) -> VideoVAE:
         vae = load_vae(self.vae)
         if vae.spec != self.spec:
-            raise ValueError(f"{self.vae}: folds pixels as {vae.spec}, model.spec says {self.spec}.")
+            raise ValueError(
+                f"{self.vae}: folds pixels as {vae.spec}, model.spec says {self.spec}."
+            )
         return vae
 
     def build_text_encoder(self) -> UMT5TextEncoder:
         return load_text_encoder(self.text_encoder, self.text_len)
+
+
+def build_adapted(model: Model, lora: str, strength: float = 1.0) -> nn.Module:
+    """The model's backbone with a LoRA file at a strength. WeightsError if it does not fit."""
+    backbone = model.build_backbone()
+    load_lora(backbone, lora, strength)
+    return backbone

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from pusa.data import clips, video
 from pusa.data.latents import Entry, LatentCache, content_key, file_digest
-from pusa.models.text import TextEncoder
-from pusa.models.vae import VideoVAE
+from pusa.models.base import TextEncoder, VideoVAE
 
 log = logging.getLogger(__name__)
 ON_BAD_CLIP = ("stop", "skip")
@@ -42,9 +41,13 @@ class EncodeSettings:
 
 def folder_fingerprint(folder: str | Path) -> str:
     """Content hash of the weight and config files of a model folder."""
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix in (".json", ".safetensors", ".pth"))
+    files = sorted(
+        p for p in Path(folder).rglob("*") if p.suffix in (".json", ".safetensors", ".pth")
+    )
     if not files:
-        raise ValueError(f"{folder}: no weight files in it; check model.vae and model.text_encoder.")
+        raise ValueError(
+            f"{folder}: no weight files in it; check model.vae and model.text_encoder."
+        )
     return content_key(*(part for p in files for part in (p.name, file_digest(p))))
 
 
@@ -81,7 +84,9 @@ def encode_clips(
     look = f"{settings.num_frames}x{settings.height}x{settings.width}/{settings.fit}"
     keys = [content_key(file_digest(clip.path), look, vae_key) for clip in all_clips]
     texts = [content_key(clip.caption, text_key) for clip in all_clips]
-    _encode_captions({k: c.caption for k, c in zip(texts, all_clips, strict=True)}, cache, text_encoder)
+    _encode_captions(
+        {k: c.caption for k, c in zip(texts, all_clips, strict=True)}, cache, text_encoder
+    )
     todo = {
         key: clip.path
         for key, clip in zip(keys, all_clips, strict=True)
@@ -118,7 +123,9 @@ def _encode_pixels(
     keys = list(todo)
     batches = [keys[i : i + settings.batch_size] for i in range(0, len(keys), settings.batch_size)]
     with ThreadPoolExecutor(1) as pool:
-        decoding = [pool.submit(_decode, [todo[k] for k in batches[0]], settings)] if batches else []
+        decoding = (
+            [pool.submit(_decode, [todo[k] for k in batches[0]], settings)] if batches else []
+        )
         for number, batch in enumerate(progress(batches)):
             decoded = decoding.pop().result()
             if number + 1 < len(batches):

@@ -11,7 +11,7 @@ from pusa.data import video
 from pusa.diffusion.conditioning import Task
 from pusa.diffusion.flow import FlowMatching
 from pusa.diffusion.sampler import euler, guided
-from pusa.models.vae import VideoVAE
+from pusa.models.base import VideoVAE
 from pusa.pipelines.encode import encode_frames
 from pusa.rng import generator_for
 from pusa.types import Text
@@ -37,7 +37,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Request:
-    """One video: encoded prompt (1, L, text_dim), media as uint8 frames (T, 3, H, W), and a seed."""
+    """One video: encoded prompt (1, L, text_dim), media as uint8 frames (T, 3, H, W), a seed."""
 
     text: Text
     media: tuple[Tensor, ...] = ()
@@ -97,7 +97,9 @@ def sample_latents(
         sampler.guidance_scale,
     )
     precision = (
-        torch.autocast(device.type, torch.bfloat16) if sampler.autocast else contextlib.nullcontext()
+        torch.autocast(device.type, torch.bfloat16)
+        if sampler.autocast
+        else contextlib.nullcontext()
     )
     with precision:
         plan = conditioning.plan(sigmas)
@@ -139,7 +141,7 @@ def generate(
 
 @torch.no_grad()
 def decode_latents(vae: VideoVAE, latents: Tensor) -> Tensor:
-    """Latents (B, C, F, h, w) -> uint8 frames (B, T, 3, H, W). ValueError if they are not finite."""
+    """Latents (B, C, F, h, w) -> uint8 (B, T, 3, H, W). ValueError if they are not finite."""
     if not torch.isfinite(latents).all():
         raise ValueError(
             "sampling gave latents that are not finite; lower the LoRA strength or the guidance."

@@ -31,6 +31,10 @@ class ToyClips:
     width: int
     fps: float
 
+    def scenes(self) -> list[toy.Scene]:
+        size = (self.num_frames, self.height, self.width)
+        return [toy.make_scene(self.seed, self.split, i, *size) for i in range(self.num_clips)]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,19 +45,31 @@ class Source:
     manifest: str
     toy: ToyClips | None = None
 
+    @property
+    def num_clips(self) -> int:
+        """Of toy data; ValueError for a user's own clips, which have no known truth."""
+        if self.toy is None:
+            raise ValueError(f"{self.manifest}: the toy suite needs toy clips (suite.source.toy).")
+        return self.toy.num_clips
+
     def render(self, progress: Progress) -> None:
-        """Draw missing toy clips; nothing for a user's own clips."""
+        """Draw missing toy clips; nothing for a user's own clips.
+
+        ValueError if the folder holds toy clips of other settings.
+        """
         folder = Path(self.manifest).parent
         if self.toy is None:
             return
-        if Path(self.manifest).is_file() and len(toy.read_truth(folder)) == self.toy.num_clips:
+        scenes = self.toy.scenes()
+        if Path(self.manifest).is_file():
+            if toy.read_truth(folder) != scenes:
+                raise ValueError(
+                    f"{folder} holds toy clips of other settings; remove it or choose another folder "
+                    "(paths.toy)."
+                )
             return
         log.info("rendering %d toy clips (%s) to %s", self.toy.num_clips, self.toy.split, folder)
-        toy.write_dataset(
-            folder, self.toy.split, self.toy.num_clips, self.toy.seed, self.toy.fps,
-            progress(f"render {self.toy.split}"), num_frames=self.toy.num_frames,
-            height=self.toy.height, width=self.toy.width,
-        )  # fmt: skip
+        toy.write_dataset(folder, scenes, self.toy.fps, progress(f"render {self.toy.split}"))
 
 
 def prepare(
@@ -71,7 +87,10 @@ def prepare(
         if settings is None:
             continue
         fingerprint = dataset_fingerprint(source.manifest, settings, model.vae, model.text_encoder)
-        if store.index_path(source.name).is_file() and store.read_index(source.name)[0] == fingerprint:
+        if (
+            store.index_path(source.name).is_file()
+            and store.read_index(source.name)[0] == fingerprint
+        ):
             continue
         vae = vae or model.build_vae()
         text_encoder = text_encoder or model.build_text_encoder()

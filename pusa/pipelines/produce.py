@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pusa.atomic import write_json
 from pusa.data import video
 from pusa.data.latents import file_digest
 from pusa.diffusion.conditioning import Anchor, Task
@@ -17,7 +18,6 @@ from pusa.pipelines.build import Model
 from pusa.pipelines.encode import folder_fingerprint
 from pusa.pipelines.generate import Request, Sampler, generate
 from pusa.pipelines.positions import Condition, parse_condition
-from pusa.weights.files import write_json
 from pusa.weights.lora import load_lora
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,9 @@ def produce(
     if what.lora is not None:
         load_lora(backbone, what.lora, what.strength)
     text_encoder = model.build_text_encoder()
-    negative = None if model.negative_prompt is None else text_encoder.encode([model.negative_prompt])
+    negative = (
+        None if model.negative_prompt is None else text_encoder.encode([model.negative_prompt])
+    )
     request = Request(text_encoder.encode([what.prompt]), media, what.seed)
     frames = generate(
         backbone, model.build_vae(), model.flow, sampler, task, [request], shape, negative, progress
@@ -127,7 +129,9 @@ def _exists(path: str) -> bool:
 def _compare(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
     for name in expected.keys() | found.keys():
         if expected.get(name) != found.get(name):
-            raise ValueError(f"{name} is not the file that the sidecar was made from (its hash differs).")
+            raise ValueError(
+                f"{name} is not the file that the sidecar was made from (its hash differs)."
+            )
 
 
 def _versions() -> dict[str, str]:

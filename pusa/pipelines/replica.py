@@ -1,4 +1,4 @@
-"""Makes the replica's parts that are not trained: its tokenizer and its small frozen text encoder."""
+"""Makes the replica's untrained parts: its tokenizer and its small frozen text encoder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Training of the replica's codec (`python train.py experiment=tiny_vae`). Real VAEs are not trained."""
+"""Training of the replica's codec (`train.py experiment=tiny_vae`). Real VAEs stay as they are."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from pusa.models.tiny_vae import TinyVAE
 from pusa.rng import generator_for
-from pusa.weights.files import write_json, write_tensors
+from pusa.atomic import write_json
+from pusa.weights.files import write_tensors
 
 
 class AutoencoderModule(L.LightningModule):
@@ -44,7 +45,7 @@ class AutoencoderModule(L.LightningModule):
         return error + self.latent_penalty * latents.square().mean()
 
     def export(self, folder: Path, recipe: Mapping) -> Path:
-        """Write a diffusers-style VAE folder: config.json with latent statistics, and bfloat16 weights.
+        """Write a diffusers-style VAE folder: config.json with statistics, and bfloat16 weights.
 
         The statistics are over the first 256 training clips.
         """
@@ -55,7 +56,9 @@ class AutoencoderModule(L.LightningModule):
         weights = {key: value.bfloat16() for key, value in self.vae.state_dict().items()}
         metadata = {"recipe": json.dumps(dict(recipe), default=str)}
         write_json(folder / "vae" / "config.json", {"_class_name": "TinyVAE", **self.vae.config})
-        return write_tensors(folder / "vae" / "diffusion_pytorch_model.safetensors", weights, metadata)
+        return write_tensors(
+            folder / "vae" / "diffusion_pytorch_model.safetensors", weights, metadata
+        )
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer(self.vae.parameters())

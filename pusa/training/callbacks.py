@@ -1,5 +1,6 @@
-"""What happens around the training step: checkpoints, graceful stops, exports, throughput, grids."""
+"""What happens around the training step: checkpoints, stops, exports, throughput, grids."""
 
+import errno
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from pusa.data import video
 from pusa.diffusion.conditioning import Task
-from pusa.models.vae import VideoVAE
+from pusa.models.base import VideoVAE
 from pusa.pipelines.generate import Request, Sampler, decode_latents, sample_latents
 from pusa.training.module import VTAModule
 from pusa.types import Text
@@ -69,6 +70,10 @@ class Checkpoints(L.Callback):
             trainer.save_checkpoint(partial)
             if trainer.is_global_zero:
                 os.replace(partial, self.path)
+        except RuntimeError as error:  # torch's writer hides the system's error
+            if "writ" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, "could not be written whole", str(self.path)) from error
         finally:
             if trainer.is_global_zero and partial.is_file():
                 partial.unlink()
@@ -171,7 +176,9 @@ class SampleGrid(L.Callback):
         )
         module.backbone.train()
         rows = []
-        for pair in zip(decode_latents(self.vae, clean), decode_latents(self.vae, sampled), strict=True):
+        for pair in zip(
+            decode_latents(self.vae, clean), decode_latents(self.vae, sampled), strict=True
+        ):
             for frames in pair:
                 shown = frames[:: max(1, (len(frames) - 1) // 4)]
                 rows.append(torch.cat(list(shown), dim=-1))

@@ -85,10 +85,14 @@ class VTAModule(L.LightningModule):
     def heldout_losses(self, batch: LatentBatch) -> Iterator[tuple[str, float, Tensor]]:
         """(rule, sigma, mean loss over the batch); the noise of a sample never changes."""
         clean = batch.latents
-        noise = torch.stack([
-            torch.randn(clean.shape[1:], generator=generator_for(self.seed, "heldout/noise", index))
-            for index in batch.index.tolist()
-        ]).to(clean.device)
+        noise = torch.stack(
+            [
+                torch.randn(
+                    clean.shape[1:], generator=generator_for(self.seed, "heldout/noise", index)
+                )
+                for index in batch.index.tolist()
+            ]
+        ).to(clean.device)
         for level in HELDOUT_SIGMAS:
             shared = torch.full((clean.shape[0], clean.shape[2]), level, device=clean.device)
             given = shared.clone()
@@ -127,4 +131,3 @@ class VTAModule(L.LightningModule):
             return optimizer
         schedule = self.make_schedule(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-

@@ -11,7 +11,7 @@ from pathlib import Path
 import lightning as L
 
 from pusa.training.callbacks import LAST, Checkpoints
-from pusa.weights.files import write_json
+from pusa.atomic import write_json
 
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
@@ -45,7 +45,9 @@ class RunFolder:
         """
         if resume not in (None, "auto", "never"):
             if not Path(resume).is_file():
-                raise ValueError(f"{resume}: no such checkpoint (resume); use auto or a .ckpt file.")
+                raise ValueError(
+                    f"{resume}: no such checkpoint (resume); use auto or a .ckpt file."
+                )
             self._claim(recipe)
             return Path(resume)
         if overwrite:
@@ -93,7 +95,7 @@ def fit(
     folder: RunFolder,
     checkpoint: Path | None,
 ) -> None:
-    """Train to the end or to a signal, which ends with exit code 130 and a checkpoint to go on from."""
+    """Train to the end, or to a signal: then exit code 130 and a checkpoint to go on from."""
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
     interrupted = [c for c in trainer.callbacks if isinstance(c, Checkpoints) and c.interrupted]
     if interrupted and folder.result() is None:

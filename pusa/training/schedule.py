@@ -14,8 +14,6 @@ def _warmup_cosine(step: int, warmup: int, total: int, floor: float) -> float:
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def warmup_cosine(
-    optimizer: Optimizer, warmup: int, total: int, floor: float = 0.0
-) -> LambdaLR:
-    """Linear warm-up over `warmup` steps, then a cosine down to `floor` times the rate at `total`."""
+def warmup_cosine(optimizer: Optimizer, warmup: int, total: int, floor: float = 0.0) -> LambdaLR:
+    """Linear warm-up over `warmup` steps, then a cosine down to `floor` times the rate."""
     return LambdaLR(optimizer, partial(_warmup_cosine, warmup=warmup, total=total, floor=floor))

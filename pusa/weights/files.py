@@ -1,7 +1,6 @@
 """Reading and writing tensors: strict, whole or not at all, safetensors only."""
 
-import json
-import os
+import errno
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from pusa.atomic import replacing
 
 
 class WeightsError(ValueError):
@@ -19,22 +20,17 @@ def write_tensors(
     path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Write one safetensors file under a temporary name, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     try:
-        save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
-        raise OSError(f"{path}: could not be written ({error}); is the disk full?") from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+        raise OSError(errno.ENOSPC, f"could not be written ({error})", str(path)) from error
+    return Path(path)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, memory-mapped. WeightsError if it is missing or damaged."""
+    """All tensors of a safetensors file, memory-mapped; WeightsError if missing or damaged."""
     with _open(path) as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
@@ -91,15 +87,3 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path)
             f"{path}: does not fit this model ({len(problems)} problems: {shown}). "
             "Is it a file for another variant? Choose the matching model=."
         )
-
-
-def write_json(path: str | Path, value) -> None:
-    """Write JSON under a temporary name, then rename it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -151,7 +151,9 @@ def load_lora(
 
 def _check_module(path, name: str, module: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
     if not isinstance(module, nn.Linear):
-        raise WeightsError(f"{path}: the model has no linear layer {name}; is it for another model?")
+        raise WeightsError(
+            f"{path}: the model has no linear layer {name}; is it for another model?"
+        )
     keys = [f"{PREFIX}{name}.lora_{part}.weight" for part in "AB"]
     if keys[1] not in tensors:
         raise WeightsError(f"{path}: misses {keys[1]}; the file is not whole.")
@@ -179,5 +181,7 @@ def format_matches(matches: Sequence[Match]) -> str:
         f"{match.target:<{width}}  {match.num_modules:7d}  {match.num_parameters:10,d}"
         for match in matches
     ]
-    modules, parameters = (sum(getattr(m, f"num_{x}") for m in matches) for x in ("modules", "parameters"))
+    modules, parameters = (
+        sum(getattr(m, f"num_{x}") for m in matches) for x in ("modules", "parameters")
+    )
     return "\n".join([*lines, f"{'total':<{width}}  {modules:7d}  {parameters:10,d}"])

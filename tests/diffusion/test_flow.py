@@ -40,7 +40,15 @@ def test_a_grid_falls_from_one_to_exactly_zero(shift, steps):
 
 def test_bell_weights_are_the_published_ones():
     flow = FlowMatching(shift=5.0, weighting="bell")
-    expected = {1.0: 0.0, 0.9: 0.631, 0.75: 1.456, 0.5: 2.076, 0.25: 1.464, 0.1: 0.638, 0.005: 0.032}
+    expected = {
+        1.0: 0.0,
+        0.9: 0.631,
+        0.75: 1.456,
+        0.5: 2.076,
+        0.25: 1.464,
+        0.1: 0.638,
+        0.005: 0.032,
+    }
     weights = flow.weight(torch.tensor(list(expected), dtype=torch.float64))
     # The published ones are of the nearest grid point, up to 1.5 timesteps away.
     assert weights.tolist() == pytest.approx(list(expected.values()), abs=0.008)

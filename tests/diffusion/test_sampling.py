@@ -46,7 +46,9 @@ def test_an_exact_velocity_returns_the_exact_clip_for_any_conditioning(multiplie
 
 def test_a_clean_frame_comes_back_bit_for_bit_even_from_a_wrong_model():
     truth, noise = torch.randn(2, *SHAPE)
-    conditioning = Conditioning.free(SHAPE).given({0: (truth[:, :, 0], 0.0), -1: (truth[:, :, 5], 0.0)})
+    conditioning = Conditioning.free(SHAPE).given(
+        {0: (truth[:, :, 0], 0.0), -1: (truth[:, :, 5], 0.0)}
+    )
     flow = FlowMatching()
     sigmas = flow.sigmas(5)
     result = euler(
@@ -67,7 +69,9 @@ def test_the_model_sees_every_step_and_each_frames_own_sigma():
         seen.append((step.item(), sigma[0, 0].item(), sigma[0, 1].item()))
         return torch.zeros_like(x)
 
-    euler(velocity, torch.randn(SHAPE), conditioning.latents, sigmas, conditioning.plan(sigmas), flow)
+    euler(
+        velocity, torch.randn(SHAPE), conditioning.latents, sigmas, conditioning.plan(sigmas), flow
+    )
     assert seen == [(s, s, s * 0.5) for s in sigmas[:-1].tolist()]
 
 

@@ -193,8 +193,12 @@ def test_sinusoid_is_the_closed_form_in_float64():
     embedding = sinusoid(timestep, 256)
     assert embedding.dtype == torch.float32
     angle = 937.5 * 10000 ** (-3 / 128)
-    assert embedding[0, 3].item() == pytest.approx(torch.tensor(angle).double().cos().item(), abs=1e-6)
-    assert embedding[0, 131].item() == pytest.approx(torch.tensor(angle).double().sin().item(), abs=1e-6)
+    assert embedding[0, 3].item() == pytest.approx(
+        torch.tensor(angle).double().cos().item(), abs=1e-6
+    )
+    assert embedding[0, 131].item() == pytest.approx(
+        torch.tensor(angle).double().sin().item(), abs=1e-6
+    )
 
 
 def test_rope_splits_a_wan_head_into_22_21_21_pairs():
@@ -214,7 +218,10 @@ def test_rope_splits_a_wan_head_into_22_21_21_pairs():
         ({"latents": torch.zeros(2, 16, 3, 7, 6)}, "even sides"),
         ({"sigma": torch.zeros(2, 4)}, r"neither \(2,\) nor \(2, 3\)"),
         ({"text": Text(torch.zeros(2, 5, 9), torch.ones(2, 5, dtype=torch.bool))}, r"\(2, L, 64\)"),
-        ({"text": Text(torch.zeros(2, 600, 64), torch.ones(2, 600, dtype=torch.bool))}, "takes 512"),
+        (
+            {"text": Text(torch.zeros(2, 600, 64), torch.ones(2, 600, dtype=torch.bool))},
+            "takes 512",
+        ),
         ({"image": torch.zeros(2, 257, 1280)}, "takes no image tokens"),
     ],
 )

@@ -1,0 +1,36 @@
+"""Evaluate: `python evaluate.py experiment=tiny_vta`. See configs/evaluate.yaml, configs/suite."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+
+import hydra
+from omegaconf import DictConfig
+from pusa.evaluation.replica import evaluate_replica
+
+from pusa import entry
+
+log = logging.getLogger(__name__)
+
+
+def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
+    """Generate the suite with the base and the trained LoRA, score, write table and page."""
+    entry.prepare_process(cfg, overrides)
+    page = evaluate_replica(
+        model=entry.build(cfg.model),
+        task=entry.build(cfg.task),
+        sampler=entry.build(cfg.sampler),
+        suite=entry.build(cfg.suite),
+        name=cfg.name,
+        progress=entry.progress_bars,
+    )
+    log.info("the page: %s", page)
+
+
+@hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")
+def main(cfg: DictConfig) -> None:
+    entry.guarded(partial(evaluate, cfg, entry.typed_overrides()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What is compared: anything that makes videos of suite items, and three systems without a model.
+
+The three frame every table: a still picture shows what a score costs nothing, the truth and the
+codec's round trip show what is the most that a model behind that codec can reach.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from einops import repeat
+from torch import Tensor
+
+from pusa.evaluation.suite import SuiteItem
+
+
+class System(Protocol):
+    """Makes videos. `seeded` is False if the seed changes nothing: then one seed is run."""
+
+    @property
+    def seeded(self) -> bool: ...
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        """One uint8 video (T, 3, H, W) per item, of its scene's size; a function of (item, seed)."""
+        ...
+
+
+@dataclass(frozen=True)
+class StaticCopy:
+    """The condition image, repeated."""
+
+    seeded: bool = False
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        return [
+            repeat(item.condition_image, "c h w -> t c h w", t=item.scene.num_frames)
+            for item in items
+        ]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The true clip."""
+
+    seeded: bool = False
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        return [item.frames for item in items]
+
+
+@dataclass(frozen=True)
+class Codec:
+    """The true clip through a VAE. roundtrip: uint8 (T, 3, H, W) -> uint8 (T, 3, H, W)."""
+
+    roundtrip: Callable[[Tensor], Tensor]
+    seeded: bool = False
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        return [self.roundtrip(item.frames) for item in items]

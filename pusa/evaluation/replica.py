@@ -1,0 +1,174 @@
+"""The evaluation of a trained LoRA on the toy suite: the whole way from weights to the page."""
+
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pusa.atomic import write_json
+from pusa.data.latents import content_key, file_digest
+from pusa.diffusion.conditioning import Task
+from pusa.evaluation.baselines import Codec, GroundTruth, StaticCopy, System
+from pusa.evaluation.compare import compare, video_path
+from pusa.evaluation.report import contact_sheet, write_report
+from pusa.evaluation.score import Row
+from pusa.evaluation.stats import Contrast, contrast
+from pusa.evaluation.suite import SuiteItem, toy_suite
+from pusa.evaluation.systems import (
+    RETENTION_SIGMAS,
+    ModelSystem,
+    codec_roundtrip,
+    shared_timestep_losses,
+)
+from pusa.evaluation.tables import scores_of
+from pusa.data import video
+from pusa.pipelines.build import Model, build_adapted
+from pusa.pipelines.encode import folder_fingerprint
+from pusa.pipelines.generate import Sampler
+from pusa.pipelines.prepare import Source
+
+log = logging.getLogger(__name__)
+Bars = Callable[[str], Callable[[Iterable], Iterable]]
+TEXT_TO_VIDEO = Task("t2v")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What configs/suite/*.yaml says: clips, seeds, the LoRA and its strength, where to write."""
+
+    source: Source
+    seeds: tuple[int, ...]
+    lora: str
+    strength: float
+    output: str
+
+    def __post_init__(self):
+        object.__setattr__(self, "seeds", tuple(self.seeds))
+        if not self.seeds:
+            raise ValueError("suite.seeds is empty; name at least one seed.")
+
+
+def evaluate_replica(
+    model: Model, task: Task, sampler: Sampler, suite: Suite, name: str, progress: Bars
+) -> Path:
+    """Generate, score, compare, report; returns the page. ValueError if the LoRA is not there.
+
+    Two comparisons: the task (base and VTA beside truth, codec and a static copy), and what text to
+    video has kept (the same two models with nothing given, and their loss at shared timesteps).
+    """
+    if not Path(suite.lora).is_file():
+        raise ValueError(
+            f"{suite.lora}: no such LoRA; run `python train.py experiment={name}` first."
+        )
+    suite.source.render(progress)
+    items = toy_suite(Path(suite.source.manifest).parent, suite.source.num_clips)
+    vae, text_encoder = model.build_vae(), model.build_text_encoder()
+    backbones = {
+        "base": model.build_backbone(),
+        "VTA": build_adapted(model, suite.lora, suite.strength),
+    }
+    key = content_key(
+        file_digest(str(model.weights)), folder_fingerprint(model.vae),
+        folder_fingerprint(model.text_encoder), repr(sampler), repr(model.flow),
+    )  # fmt: skip
+    keys = {"base": key, "VTA": content_key(key, file_digest(suite.lora), suite.strength)}
+
+    def systems(of: Task) -> dict[str, System]:
+        return {
+            name: ModelSystem(backbone, model, vae, text_encoder, of, sampler)
+            for name, backbone in backbones.items()
+        }
+
+    folder = Path(suite.output)
+    controls = {
+        "static copy": StaticCopy(),
+        "codec": Codec(partial(codec_roundtrip, vae)),
+        "ground truth": GroundTruth(),
+    }
+    run = partial(_compare, items=items, suite=suite, progress=progress)
+    rows = run(
+        folder, systems(task) | controls, {n: content_key(k, repr(task)) for n, k in keys.items()}
+    )
+    retention_rows = run(folder / "t2v", systems(TEXT_TO_VIDEO), keys)
+    retention = _retention(retention_rows, backbones, model, vae, text_encoder, items)
+    facts = _facts(model, task, sampler, suite, items)
+    page = write_report(folder, rows, items, facts, "VTA", "base", retention)
+    _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
+    return page
+
+
+def _compare(
+    folder: Path, systems: Mapping[str, System], keys: Mapping[str, str],
+    items: Sequence[SuiteItem], suite: Suite, progress: Bars,
+) -> list[Row]:  # fmt: skip
+    """compare(), after removing videos of models or settings that have changed since."""
+    record = folder / "systems.json"
+    old = _read(record)
+    for name, key in keys.items():
+        if old.get(name) != key:
+            shutil.rmtree(folder / "videos" / name, ignore_errors=True)
+    write_json(record, dict(keys))
+    return compare(systems, items, suite.seeds, folder, lambda work, what, /: progress(what)(work))
+
+
+def _retention(
+    rows: Sequence[Row], backbones: Mapping[str, nn.Module], model: Model, vae, text_encoder,
+    items: Sequence[SuiteItem],
+) -> list[Contrast]:  # fmt: skip
+    """What text to video has kept: direction accuracy, and the loss at one sigma for all frames."""
+    contrasts = [
+        contrast(metric, scores_of(rows, "VTA", metric), scores_of(rows, "base", metric))
+        for metric in ("direction_accuracy", "dynamic_degree", "temporal_flickering")
+    ]
+    losses = {
+        name: shared_timestep_losses(backbone, model, vae, text_encoder, items, seed=0)
+        for name, backbone in backbones.items()
+    }
+
+    def by_clip(values: torch.Tensor) -> dict[int, list[float]]:
+        return {item.index: [float(v)] for item, v in zip(items, values, strict=True)}
+
+    columns = [("loss, shared sigma", slice(None))]
+    columns += [
+        (f"loss, sigma {level}", slice(i, i + 1)) for i, level in enumerate(RETENTION_SIGMAS)
+    ]
+    for title, column in columns:
+        ours, theirs = (by_clip(losses[n][:, column].mean(dim=1)) for n in ("VTA", "base"))
+        contrasts.append(contrast(title, ours, theirs, better="lower"))
+    return contrasts
+
+
+def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> dict[str, str]:
+    given = ", ".join(
+        f"latent frame {a.at} with noise multiplier {', '.join(f'{m:g}' for m in a.multipliers)}"
+        for a in task.anchors
+    )
+    return {
+        "task": f"{task.name} ({given or 'nothing given'})",
+        "base": f"{model.name}, {model.weights}",
+        "VTA": f"{suite.lora}, strength {suite.strength:g}",
+        "sampling": f"{sampler.num_steps} Euler steps, guidance {sampler.guidance_scale:g}, "
+        f"shift {sampler.flow(model.flow).shift:g}",
+        "clips": f"{len(items)} held-out toy clips, seeds {', '.join(map(str, suite.seeds))}",
+    }
+
+
+def _sheet(folder: Path, items: Sequence[SuiteItem], seed: int, systems: Sequence[str]) -> None:
+    """frames.png: the first three clips as a grid, for who cannot play videos."""
+    pictures = {}
+    for item in items[:3]:
+        for name in systems:
+            path = video_path(folder, name, seed, item.index)
+            pictures[f"{item.index} {name}"] = video.read_frames(path)[0]
+    contact_sheet(pictures, folder / "frames.png")
+
+
+def _read(path: Path) -> dict[str, str]:
+    import json
+
+    return json.loads(path.read_text()) if path.is_file() else {}

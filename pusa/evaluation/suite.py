@@ -1,0 +1,66 @@
+"""The toy suite: captioned clips with known truth, read from a folder of `toy.write_dataset`.
+
+A stand-in: it is not VBench, and no number of it may be called one.
+"""
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from pusa.data import toy, video
+
+SUITE_NAME = "toy suite (stand-in), not VBench"
+
+
+def silent(description: str) -> Callable[[Iterable], Iterable]:
+    """The progress display (see pipelines.prepare.Progress) that shows nothing."""
+    return iter
+
+
+@dataclass(frozen=True)
+class SuiteItem:
+    """One clip to be continued: its number, its caption, its truth as a scene and as an mp4."""
+
+    index: int
+    caption: str
+    scene: toy.Scene
+    path: Path
+
+    @cached_property
+    def frames(self) -> Tensor:
+        """The true clip, decoded once: uint8 (T, 3, H, W)."""
+        return video.read_frames(self.path, self.scene.num_frames)[0]
+
+    @property
+    def condition_image(self) -> Tensor:
+        """Frame 0 of the decoded mp4: uint8 (3, H, W)."""
+        return self.frames[0]
+
+
+def toy_suite(folder: str | Path, num_clips: int) -> list[SuiteItem]:
+    """The first `num_clips` clips of a folder that `toy.write_dataset` made.
+
+    ValueError if it holds fewer, or if its metadata.csv does not belong to its truth.jsonl.
+    """
+    folder = Path(folder)
+    scenes = toy.read_truth(folder)
+    if not 1 <= num_clips <= len(scenes):
+        raise ValueError(
+            f"num_clips={num_clips}, but {folder} holds {len(scenes)} clips; "
+            f"use 1 to {len(scenes)} or make more with `pusa data toy`."
+        )
+    with (folder / "metadata.csv").open(newline="") as file:
+        entries = list(csv.DictReader(file))
+    if [entry["text"] for entry in entries] != [scene.caption for scene in scenes]:
+        raise ValueError(
+            f"{folder}: metadata.csv and truth.jsonl tell of different clips; "
+            "make the folder again with `pusa data toy`."
+        )
+    return [
+        SuiteItem(scene.index, scene.caption, scene, folder / "train" / entry["file_name"])
+        for scene, entry in list(zip(scenes, entries, strict=True))[:num_clips]
+    ]

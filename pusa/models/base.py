@@ -1,0 +1,32 @@
+"""What the other rooms may rely on: a backbone, a VAE and a text encoder, as protocols."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+from pusa.types import LatentSpec, Text
+
+
+class VideoBackbone(Protocol):
+    """latents (B, C, F, h, w), sigma (B,) or (B, F) in [0, 1], text -> velocity, noise - clean."""
+
+    text_dim: int
+
+    def __call__(self, latents: Tensor, sigma: Tensor, text: Text) -> Tensor: ...
+
+
+class VideoVAE(Protocol):
+    """encode: frames (B, 3, T, H, W) in [-1, 1] -> normalized latents (B, C, F, h, w) and back."""
+
+    spec: LatentSpec
+
+    def encode(self, frames: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class TextEncoder(Protocol):
+    """encode: captions -> Text with embedding (B, L, text_dim), rows past a caption zero."""
+
+    def encode(self, captions: Sequence[str]) -> Text: ...

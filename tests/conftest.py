@@ -1,0 +1,77 @@
+"""A scratch root that sees the shipped replica, and configs composed as commands do."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+REPOSITORY = Path(__file__).parent.parent
+REPLICA = REPOSITORY / "data" / "replica"
+
+
+def compose_config(name: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(REPOSITORY / "configs"), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """PUSA_ROOT for a test: empty but for the replica's files."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "replica").symlink_to(REPLICA)
+    monkeypatch.setenv("PUSA_ROOT", str(tmp_path))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def shared_data(tmp_path_factory) -> Path:
+    """A root whose toy clips and latent cache are made once for all tests of a process."""
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "data").mkdir()
+    (folder / "data" / "replica").symlink_to(REPLICA)
+    return folder
+
+
+@pytest.fixture
+def small_run(root, shared_data) -> Callable[..., DictConfig]:
+    """Compose `experiment` with 16 training and 4 held-out clips, 4 steps and no wandb."""
+
+    def make(experiment: str, *overrides: str) -> DictConfig:
+        return compose_config(
+            "train", f"experiment={experiment}", f"name={experiment}", "logger.wandb=off",
+            "data.train.toy.num_clips=16", "batch_size=4", "trainer.max_steps=4",
+            "trainer.val_check_interval=2", f"paths.toy={shared_data}/data/toy",
+            f"paths.cache={shared_data}/data/cache", *overrides,
+        )  # fmt: skip
+
+    return make
+
+
+def pytest_configure(config):
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def mounted(folder: Path, options: str) -> Iterator[Path]:
+    """A tmpfs at `folder`; needs root, as in CI."""
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, check=False).returncode != 0:
+        pytest.skip("mounting a tmpfs needs root")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A folder on a file system of 300 kB."""
+    yield from mounted(tmp_path / "small", "size=300k")
+
+
+@pytest.fixture
+def read_only_disk(tmp_path) -> Iterator[Path]:
+    yield from mounted(tmp_path / "read_only", "ro,size=300k")

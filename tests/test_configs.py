@@ -1,0 +1,63 @@
+"""Every config composes, builds and keeps its promises."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+from pusa.diffusion.conditioning import Task
+from tests.conftest import REPOSITORY, compose_config
+
+CONFIGS = REPOSITORY / "configs"
+
+
+def names(group: str) -> list[str]:
+    return sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_composes_for_training_and_evaluation(name, root):
+    for entry in ("train", "evaluate"):
+        cfg = compose_config(entry, f"experiment={name}", "name=x")
+        assert cfg.paths.run.endswith("outputs/x")
+    lines = (CONFIGS / "experiment" / f"{name}.yaml").read_text().splitlines()
+    assert len(lines) <= 40
+    header = "\n".join(line for line in lines if line.startswith("#"))
+    assert "Hardware:" in header
+    assert "Expected:" in header
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_builds_on_meta(name, root):
+    cfg = compose_config("train", f"model={name}", "name=x")
+    model = instantiate(cfg.model)
+    with torch.device("meta"):
+        backbone = model.backbone()
+    assert all(p.is_meta for p in backbone.parameters())
+    assert backbone.in_channels == model.spec.channels
+
+
+@pytest.mark.parametrize("name", names("timesteps"))
+def test_every_timestep_rule_draws_levels(name, root):
+    sigma = instantiate(compose_config("train", f"timesteps={name}", "name=x").timesteps).sample(
+        3, 5
+    )
+    assert sigma.shape == (3, 5)
+
+
+@pytest.mark.parametrize("name", names("task"))
+def test_every_task_is_a_task(name, root):
+    task = instantiate(compose_config("train", f"task={name}", "name=x").task)
+    assert isinstance(task, Task)
+    assert task.name == name
+
+
+def test_a_value_appears_once(root):
+    cfg = compose_config("train", "experiment=tiny_vta", "name=x", "model.flow.shift=7")
+    assert cfg.timesteps.shift == 7
+
+
+def test_the_configs_name_no_machine():
+    for path in Path(CONFIGS).rglob("*.yaml"):
+        assert "/home/" not in path.read_text()

@@ -1,0 +1,124 @@
+"""The training step, counted randomness, exact resume, and what a run leaves behind."""
+
+import json
+import signal
+
+import pytest
+import torch
+from hydra.utils import instantiate
+
+import train
+from pusa.data.latents import collate
+from pusa.training.module import VTAModule
+from pusa.weights.files import read_metadata, read_tensors
+
+
+def losses(cfg) -> list[float]:
+    """train/loss of every logged step of a run, over all its resumptions."""
+    import csv
+    from pathlib import Path
+
+    rows = []
+    for path in sorted(Path(cfg.paths.run).glob("metrics/version_*/metrics.csv")):
+        rows += [r for r in csv.DictReader(path.open()) if r.get("train/loss")]
+    return [float(row["train/loss"]) for row in rows]
+
+
+def run(cfg) -> None:
+    cfg.trainer.log_every_n_steps = 1
+    cfg.callbacks.grid = None
+    train.train(cfg)
+
+
+def test_a_run_leaves_lora_recipe_metrics_and_grid(small_run):
+    cfg = small_run("tiny_vta", "lora.rank=4", "callbacks.grid.every=4")
+    train.train(cfg)
+    from pathlib import Path
+
+    folder = Path(cfg.paths.run)
+    tensors = read_tensors(folder / "lora.safetensors")
+    assert any(tensor.any() for key, tensor in tensors.items() if "lora_B" in key)
+    recipe = json.loads(read_metadata(folder / "lora.safetensors")["recipe"])
+    assert recipe["steps"] == 4
+    assert recipe["config"]["lora"]["rank"] == 4
+    assert recipe["config"]["timesteps"]["p_async"] == 1.0
+    assert (folder / "samples" / "step_000004.png").is_file()
+    header = (folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert "heldout/shared@0.5" in header
+    assert "heldout/first_clean@0.9" in header
+    assert not list(folder.rglob("*.partial"))
+
+
+def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(small_run, caplog):
+    run(small_run("tiny_vta", "lora.rank=4"))
+    caplog.set_level("INFO")
+    run(small_run("tiny_vta", "lora.rank=4"))
+    assert "is finished" in caplog.text
+    with pytest.raises(ValueError, match=r"lora.rank: 4 -> 8"):
+        run(small_run("tiny_vta", "lora.rank=8"))
+    run(small_run("tiny_vta", "lora.rank=8", "overwrite=true"))
+
+
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch):
+    whole = small_run("tiny_vta", "lora.rank=4")
+    run(whole)
+    stopped = small_run("tiny_vta", "lora.rank=4", "name=stopped")
+    step = VTAModule.training_step
+
+    def interrupt(self, batch, batch_idx):
+        if self.global_step == 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(VTAModule, "training_step", interrupt)
+        with pytest.raises(SystemExit) as exit_info:
+            run(stopped)
+    assert exit_info.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    run(stopped)
+    assert losses(stopped) == losses(whole)
+    assert len(losses(whole)) == 4
+    ours, theirs = (read_tensors(f"{c.paths.run}/lora.safetensors") for c in (whole, stopped))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_the_draws_of_a_sample_do_not_depend_on_its_batch(small_run):
+    cfg = small_run("tiny_vta", "lora.rank=4")
+    train.train(cfg)  # makes the cache
+    module, data = instantiate(cfg.module), instantiate(cfg.data.batches)
+    alone = module._draw(collate([data.train_set[3]]))
+    together = module._draw(collate([data.train_set[i] for i in (5, 3, 1)]))
+    assert torch.equal(alone[0][0], together[0][1])
+    assert torch.equal(alone[1][0], together[1][1])
+
+
+def test_only_trainable_tensors_are_checkpointed(small_run):
+    cfg = small_run("tiny_vta", "lora.rank=4")
+    run(cfg)
+    checkpoint = torch.load(f"{cfg.paths.run}/last.ckpt", weights_only=False)
+    assert checkpoint["state_dict"]
+    assert all(".lora_" in key for key in checkpoint["state_dict"])
+
+
+def test_full_training_exports_official_keys(small_run):
+    cfg = small_run("tiny_base")
+    cfg.module.schedule.warmup = 1
+    run(cfg)
+    keys = set(read_tensors(f"{cfg.paths.run}/model.safetensors"))
+    assert "blocks.7.cross_attn.norm_k.weight" in keys
+    assert len(keys) == 15 + 27 * 8
+
+
+def test_caption_dropout_empties_the_text(small_run):
+    cfg = small_run("tiny_vta", "lora.rank=4", "module.caption_dropout=1.0")
+    train.train(cfg)
+    module, data = instantiate(cfg.module), instantiate(cfg.data.batches)
+    text = module._draw(collate([data.train_set[i] for i in range(4)]))[2]
+    assert not text.mask.any()
+
+
+def test_a_missing_checkpoint_is_named(small_run):
+    with pytest.raises(ValueError, match="no such checkpoint"):
+        train.train(small_run("tiny_vta", "resume=absent.ckpt"))
