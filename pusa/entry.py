@@ -139,8 +139,8 @@ def progress_bars(description: str):
 
 
 def build(node: Any) -> Any:
-    """Instantiate a config node that holds `_target_` entries."""
-    return instantiate(node)
+    """Instantiate a node that holds `_target_` entries; lists and dicts become plain ones."""
+    return instantiate(node, _convert_="all")
 
 
 def config_folder() -> Path:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import instantiate
 
 from pusa.diffusion.conditioning import Task
+from pusa.entry import build
 from tests.conftest import REPOSITORY, compose_config
 
 CONFIGS = REPOSITORY / "configs"
@@ -31,7 +31,7 @@ def test_every_experiment_composes_for_training_and_evaluation(name, root):
 @pytest.mark.parametrize("name", names("model"))
 def test_every_model_builds_on_meta(name, root):
     cfg = compose_config("train", f"model={name}", "name=x")
-    model = instantiate(cfg.model)
+    model = build(cfg.model)
     with torch.device("meta"):
         backbone = model.backbone()
     assert all(p.is_meta for p in backbone.parameters())
@@ -40,15 +40,13 @@ def test_every_model_builds_on_meta(name, root):
 
 @pytest.mark.parametrize("name", names("timesteps"))
 def test_every_timestep_rule_draws_levels(name, root):
-    sigma = instantiate(compose_config("train", f"timesteps={name}", "name=x").timesteps).sample(
-        3, 5
-    )
+    sigma = build(compose_config("train", f"timesteps={name}", "name=x").timesteps).sample(3, 5)
     assert sigma.shape == (3, 5)
 
 
 @pytest.mark.parametrize("name", names("task"))
 def test_every_task_is_a_task(name, root):
-    task = instantiate(compose_config("train", f"task={name}", "name=x").task)
+    task = build(compose_config("train", f"task={name}", "name=x").task)
     assert isinstance(task, Task)
     assert task.name == name
 

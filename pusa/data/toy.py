@@ -207,9 +207,9 @@ def _sprite(scene: Scene, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def _digits() -> tuple[np.ndarray, ...]:
     from sklearn.datasets import load_digits
 
-    data = load_digits()
-    pictures = (data.images / 16).astype(np.float32)
-    return tuple(pictures[data.target == digit] for digit in range(10))
+    pictures, target = load_digits(return_X_y=True)
+    pictures = (np.asarray(pictures) / 16).astype(np.float32).reshape(-1, 8, 8)
+    return tuple(pictures[np.asarray(target) == digit] for digit in range(10))
 
 
 @cache

@@ -21,7 +21,7 @@ class System(Protocol):
     def seeded(self) -> bool: ...
 
     def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
-        """One uint8 video (T, 3, H, W) per item, of its scene's size; a function of (item, seed)."""
+        """Per item one uint8 video (T, 3, H, W) of its scene's size, made of (item, seed) alone."""
         ...
 
 
@@ -33,7 +33,7 @@ class StaticCopy:
 
     def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
         return [
-            repeat(item.condition_image, "c h w -> t c h w", t=item.scene.num_frames)
+            repeat(item.condition_image(), "c h w -> t c h w", t=item.scene.num_frames)
             for item in items
         ]
 
@@ -45,7 +45,7 @@ class GroundTruth:
     seeded: bool = False
 
     def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
-        return [item.frames for item in items]
+        return [item.frames() for item in items]
 
 
 @dataclass(frozen=True)
@@ -56,4 +56,4 @@ class Codec:
     seeded: bool = False
 
     def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
-        return [self.roundtrip(item.frames) for item in items]
+        return [self.roundtrip(item.frames()) for item in items]

@@ -5,7 +5,6 @@ would get, and a run that stopped half way gives the same numbers as one that di
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pusa.atomic import write_json
 from pusa.data import video
 from pusa.evaluation.baselines import System
 from pusa.evaluation.score import Row, VideoFile, fingerprint, score_videos
-from pusa.evaluation.suite import SuiteItem, silent
-from pusa.pipelines.prepare import Progress
+from pusa.evaluation.suite import Progress, SuiteItem, silent
 
 FPS = 16.0
 CRF = 4  # visually lossless: the file format is not what is measured
@@ -54,7 +53,7 @@ def compare(
         for name, seed in runs
     }
     batches = [batch for run in runs for batch in _missing_batches(files[run])]
-    for batch in progress("generate")(batches):
+    for batch in progress(batches, "generate"):
         _write_batch(systems[batch[0].system], batch)
     return score_videos(folder / "scores.jsonl", [f for run in runs for f in files[run]], progress)
 
@@ -116,7 +115,4 @@ def _claim(folder: Path, suite: Sequence[SuiteItem]) -> None:
                 f"{folder} holds videos of another suite (item {index}: {held[index][0]!r}, now "
                 f"{clip[0]!r}); compare into another folder or delete this one."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(held | ours, indent=1))
-    os.replace(partial, path)
+    write_json(path, held | ours)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from pusa.atomic import write_json
+from pusa.data import video
 from pusa.data.latents import content_key, file_digest
 from pusa.diffusion.conditioning import Task
 from pusa.evaluation.baselines import Codec, GroundTruth, StaticCopy, System
@@ -26,7 +27,6 @@ from pusa.evaluation.systems import (
     shared_timestep_losses,
 )
 from pusa.evaluation.tables import scores_of
-from pusa.data import video
 from pusa.pipelines.build import Model, build_adapted
 from pusa.pipelines.encode import folder_fingerprint
 from pusa.pipelines.generate import Sampler

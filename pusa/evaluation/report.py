@@ -4,7 +4,6 @@ The page is self-contained but for the videos, which it links to by relative pat
 """
 
 import html
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
@@ -14,6 +13,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 from torch.nn import functional
 
+from pusa.atomic import write_text
 from pusa.data import video
 from pusa.evaluation import tables
 from pusa.evaluation.compare import video_path
@@ -23,7 +23,7 @@ from pusa.evaluation.suite import SUITE_NAME, SuiteItem
 from pusa.evaluation.tables import Table
 from pusa.metrics import registry
 
-ZOOM = 3  # the clips are tiny
+ZOOM, SHEET_ZOOM = 5, 4  # the clips are tiny
 NUM_EXAMPLES = 12
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2126; --soft: #5b6570; --page: #fbfbfa; --card: #fff;
@@ -39,19 +39,21 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.25rem; 
 dt { color: var(--soft); } dd { margin: 0; }
 ul.verdicts { list-style: none; margin: 0; padding: 0; }
 ul.verdicts li { padding: .2rem 0 .2rem 3.6rem; text-indent: -3.6rem; }
-.badge { display: inline-block; width: 3rem; margin-right: .6rem; text-indent: 0; font-weight: 650; }
+.badge { display: inline-block; width: 3rem; margin-right: .6rem; text-indent: 0;
+  font-weight: 650; }
 .yes { color: var(--yes); } .no { color: var(--no); } .lost { color: var(--lost); }
 .scroll { overflow-x: auto; background: var(--card); border: 1px solid var(--line);
   border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-size: .86rem; }
-th, td { padding: .5rem .7rem; text-align: right; vertical-align: bottom;
+th, td { padding: .45rem .6rem; text-align: right; vertical-align: top;
   font-variant-numeric: tabular-nums; border-bottom: 1px solid var(--line); }
 td { white-space: nowrap; } tr:last-child td { border-bottom: 0; }
-th { font-weight: 600; line-height: 1.25; }
+th { font-weight: 600; line-height: 1.25; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: var(--card); }
 td:first-child, tr.contender td { font-weight: 600; }
-td i { font-style: normal; color: var(--soft); font-weight: 400; }
+td i { display: block; font-style: normal; font-size: .92em; color: var(--soft);
+  font-weight: 400; }
 section.item { margin: 0 0 1.5rem; } section.item h3 { font-size: .95rem; font-weight: 500;
   margin: 0 0 .4rem; } h3 span { color: var(--soft); margin-right: .5rem; }
 .row { display: flex; flex-wrap: wrap; gap: .75rem; }
@@ -71,12 +73,12 @@ PAGE = """<!DOCTYPE html>
 <p class="lead">{title}</p>
 <dl>{facts}</dl>
 <h2>Verdicts</h2>
-<p class="note">Does {contender} beat {baseline} by more than both 95% intervals, that is, do the
-intervals not even touch? Behind it the mean difference, paired by clip.</p>
+<p class="note">Does {contender} beat {baseline} by more than both 95% intervals, so that they do
+not even touch? The difference is {contender} minus {baseline}, paired by clip.</p>
 <ul class="verdicts">{verdicts}</ul>
 <h2>All systems</h2>
 <p class="note">Mean ± half of the 95% interval (Student t over clips, seeds averaged first);
-the arrow says which way is better. Every video is scored as decoded from its file.</p>
+the arrow says which way is better. Every video is scored as decoded from its file. {coverage}</p>
 {means}
 {retention}
 <h2>Examples</h2>
@@ -103,11 +105,9 @@ def write_report(
     folder = Path(folder)
     table = tables.make_table(rows, facts, contender, baseline, retention)
     tables.write_markdown(folder / "table.md", table)
-    tables.write_json(folder / "table.json", table)
+    tables.write_numbers(folder / "table.json", table)
     page = folder / "report.html"
-    partial = folder / ".report.html.partial"
-    partial.write_text(_page(folder, table, rows, suite), encoding="utf-8")
-    os.replace(partial, page)
+    write_text(page, _page(folder, table, rows, suite))
     return page
 
 
@@ -125,7 +125,9 @@ def contact_sheet(
                 f"contact sheet: {system!r} has {len(clip)} frames, frame {max(frames)} is wanted; "
                 "ask for earlier frames."
             )
-        zoomed = repeat(clip[list(frames)], "t c h w -> t c (h a) (w b)", a=ZOOM, b=ZOOM)
+        zoomed = repeat(
+            clip[list(frames)], "t c h w -> t c (h a) (w b)", a=SHEET_ZOOM, b=SHEET_ZOOM
+        )
         rows.append(functional.pad(zoomed, (border,) * 4, value=255))
     video.write_image(path, rearrange(torch.stack(rows), "s t c h w -> c (s h) (t w)"))
 
@@ -142,6 +144,7 @@ def _page(folder: Path, table: Table, rows: Sequence[Row], suite: Sequence[Suite
         facts=facts,
         verdicts=_verdicts(table),
         means=_html_table(["system", *titles], tables.mean_cells(table), table.contender),
+        coverage=escape(_spaced(tables.coverage(table))),
         retention=_retention(table),
         examples=_examples(folder, rows, suite),
     )
@@ -149,12 +152,11 @@ def _page(folder: Path, table: Table, rows: Sequence[Row], suite: Sequence[Suite
 
 def _verdicts(table: Table) -> str:
     items = []
-    for sentence, contrast in zip(tables.verdicts(table), table.contrasts, strict=True):
-        word = "yes" if contrast.first_beats else "no"
-        look = "lost" if contrast.first_loses else word
-        items.append(
-            f'<li><span class="badge {look}">{word}</span>{html.escape(_spaced(sentence))}</li>'
-        )
+    for item in table.contrasts:
+        word = "yes" if item.first_beats else "no"
+        look = "lost" if item.first_loses else word
+        sentence = html.escape(_spaced(tables.verdict(table, item)))
+        items.append(f'<li><span class="badge {look}">{word}</span>{sentence}</li>')
     return "\n".join(items)
 
 
@@ -182,7 +184,7 @@ def _html_table(titles: Sequence[str], cells: Sequence[Sequence[str]], highlight
 
 def _dim_spread(cell: str) -> str:
     mean, plus_minus, spread = cell.partition(" ± ")
-    return f"{mean} <i>± {spread}</i>" if plus_minus else mean
+    return f"{mean}<i>± {spread}</i>" if plus_minus else mean
 
 
 def _spaced(text: str) -> str:

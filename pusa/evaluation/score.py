@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pusa.data import toy, video
-from pusa.evaluation.suite import SuiteItem, silent
+from pusa.evaluation.suite import Progress, SuiteItem, silent
 from pusa.metrics import registry
 from pusa.metrics.registry import Sample
-from pusa.pipelines.prepare import Progress
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ def score_videos(
     known = {row.key: row for row in read_rows(path)}
     wanted = [(file, _keys(file)) for file in videos]
     pending = [(file, keys) for file, keys in wanted if any(key not in known for key in keys)]
-    for file, keys in progress("score")(pending):
+    for file, keys in progress(pending, "score"):
         sample = sample_of(file)
         missing = [key for key in keys if key not in known]
         rows = [_measure(sample, key) for key in missing]
@@ -65,7 +64,7 @@ def score_videos(
 
 def sample_of(file: VideoFile) -> Sample:
     """The decoded video beside its item's truth."""
-    scene, truth = file.item.scene, file.item.frames
+    scene, truth = file.item.scene, file.item.frames()
     rendering = toy.render(scene)
     frames, _ = video.read_frames(file.path)
     return Sample(frames, truth, rendering.sprite, rendering.determined, scene.direction, scene.pan)
@@ -101,7 +100,7 @@ def read_rows(path: str | Path) -> list[Row]:
 
 
 def append_rows(path: str | Path, rows: Sequence[Row]) -> None:
-    """Add rows at the end of a scores.jsonl, in one write, after cutting off a half-written line."""
+    """Add rows to the end of a scores.jsonl in one write, cutting off a half-written last line."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:

@@ -58,7 +58,7 @@ class Contrast:
 
 
 def mean_interval(scores: Scores) -> Interval:
-    """Mean over clips (of the mean over each clip's seeds) with its interval; ValueError if empty."""
+    """Mean over clips of the mean over each clip's seeds; ValueError if there are no values."""
     values = list(_per_clip(scores).values())
     if not values:
         raise ValueError("no scores to average; score at least one clip (see scores.jsonl).")

@@ -4,21 +4,28 @@ A stand-in: it is not VBench, and no number of it may be called one.
 """
 
 import csv
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from pusa.data import toy, video
 
 SUITE_NAME = "toy suite (stand-in), not VBench"
+T = TypeVar("T")
 
 
-def silent(description: str) -> Callable[[Iterable], Iterable]:
-    """The progress display (see pipelines.prepare.Progress) that shows nothing."""
-    return iter
+class Progress(Protocol):
+    """Shows how a list of work goes by; `rich.progress.track` is one."""
+
+    def __call__(self, sequence: Sequence[T], description: str, /) -> Iterable[T]: ...
+
+
+def silent(sequence: Sequence[T], description: str, /) -> Iterable[T]:
+    """The progress display that shows nothing."""
+    return sequence
 
 
 @dataclass(frozen=True)
@@ -30,15 +37,13 @@ class SuiteItem:
     scene: toy.Scene
     path: Path
 
-    @cached_property
     def frames(self) -> Tensor:
-        """The true clip, decoded once: uint8 (T, 3, H, W)."""
+        """The true clip, decoded: uint8 (T, 3, H, W)."""
         return video.read_frames(self.path, self.scene.num_frames)[0]
 
-    @property
     def condition_image(self) -> Tensor:
         """Frame 0 of the decoded mp4: uint8 (3, H, W)."""
-        return self.frames[0]
+        return video.read_frames(self.path, 1)[0][0]
 
 
 def toy_suite(folder: str | Path, num_clips: int) -> list[SuiteItem]:

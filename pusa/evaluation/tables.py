@@ -1,12 +1,11 @@
 """From rows to a table: means with intervals, contrasts, and the two files table.md, table.json."""
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pusa.atomic import write_json, write_text
 from pusa.evaluation.score import Row
 from pusa.evaluation.stats import Contrast, Interval, Scores, contrast, mean_interval
 from pusa.evaluation.suite import SUITE_NAME
@@ -41,7 +40,7 @@ def make_table(
     baseline: str,
     retention: Sequence[Contrast] = (),
 ) -> Table:
-    """Sum up the rows of compare(); ValueError if contender or baseline is not among its systems."""
+    """Sum up the rows of compare(); ValueError if contender or baseline is not in them."""
     systems = tuple(dict.fromkeys(row.system for row in rows))
     metrics = tuple(dict.fromkeys(row.metric for row in rows))
     for role, name in (("contender", contender), ("baseline", baseline)):
@@ -58,7 +57,7 @@ def make_table(
 
 
 def scores_of(rows: Sequence[Row], system: str, metric: str) -> Scores:
-    """A system's values of a metric by clip, in the order of the rows; not applicable is left out."""
+    """A system's values of a metric by clip; clips it does not apply to are left out."""
     scores: dict[int, list[float]] = {}
     for row in rows:
         if (row.system, row.metric) == (system, metric) and row.value is not None:
@@ -66,19 +65,25 @@ def scores_of(rows: Sequence[Row], system: str, metric: str) -> Scores:
     return scores
 
 
-def verdicts(table: Table) -> list[str]:
-    """One sentence per metric: does the contender beat the baseline by more than both intervals?"""
-    sentences = []
-    for item in table.contrasts:
-        answer = "yes" if item.first_beats else "no"
-        if item.first_loses:
-            answer = f"no, {table.baseline} beats {table.contender}"
-        difference = signed(item.difference)
-        sentences.append(
-            f"{table.contender} beats {table.baseline} on {item.metric} "
-            f"by more than both intervals (difference {difference}): {answer}."
-        )
-    return sentences
+def verdict(table: Table, item: Contrast) -> str:
+    """Who beats whom on a metric, by more than both intervals, in one sentence."""
+    ours, theirs = table.contender, table.baseline
+    if item.first_loses:
+        ours, theirs = theirs, ours
+    verb = "beats" if item.first_beats or item.first_loses else "does not beat"
+    difference = signed(item.difference, _digits(item.first, item.second))
+    return f"{ours} {verb} {theirs} on {item.metric} (difference {difference})."
+
+
+def coverage(table: Table) -> str:
+    """A sentence on the metrics that apply to a part of the clips; empty if there are none."""
+    clips = {
+        m: max((c.num_clips for (_, metric), c in table.cells.items() if metric == m), default=0)
+        for m in table.metrics
+    }
+    total = max(clips.values())
+    parts = [f"{m} ({count} of {total})" for m, count in clips.items() if count < total]
+    return f"Of fewer clips: {', '.join(parts)}." if parts else ""
 
 
 def retained(item: Contrast) -> str:
@@ -90,35 +95,38 @@ def retained(item: Contrast) -> str:
     return "gained" if ends[0] > 0 else "no change shown"
 
 
-def plain(interval: Interval) -> str:
-    """Mean and half-width, "21.34 ± 0.56"; two digits from 10 on, else three."""
-    return f"{_number(interval.mean, interval.mean)} ± {_spread(interval)}"
+def plain(interval: Interval, digits: int) -> str:
+    """Mean and half-width, "21.34 ± 0.56"."""
+    return f"{interval.mean:.{digits}f} ± {_spread(interval, digits)}"
 
 
-def signed(interval: Interval) -> str:
+def signed(interval: Interval, digits: int) -> str:
     """A difference with its sign, "+1.234 ± 0.056"."""
-    return f"{_number(interval.mean, interval.mean, '+')} ± {_spread(interval)}"
+    return f"{interval.mean:+.{digits}f} ± {_spread(interval, digits)}"
 
 
 def heading(metric: str, better: str) -> str:
-    return f"{metric} {ARROWS[better]}"
+    return f"{metric}\N{NO-BREAK SPACE}{ARROWS[better]}"
 
 
 def write_markdown(path: Path, table: Table) -> None:
     """table.md: facts, verdicts, the table of means, retention."""
     lines = [f"# {SUITE_NAME}", ""]
     lines += [f"- {name}: {value}" for name, value in table.facts.items()]
-    lines += ["", "Mean ± half of the 95% interval (Student t over clips).", ""]
+    note = f"Mean ± half of the 95% interval (Student t over clips). {coverage(table)}"
+    lines += ["", note.strip(), ""]
     titles = [heading(m, registry.lookup(m).better) for m in table.metrics]
     lines += _markdown_table(["system", *titles], mean_cells(table))
-    lines += ["", "## Verdicts", "", *(f"- {sentence}" for sentence in verdicts(table))]
+    lines += ["", "## Verdicts", "", f"Does {table.contender} beat {table.baseline}?", ""]
+    for item in table.contrasts:
+        lines.append(f"- {'yes' if item.first_beats else 'no'}: {verdict(table, item)}")
     if table.retention:
         lines += ["", "## Retention", ""]
         lines += _markdown_table(retention_titles(table), retention_cells(table))
-    _write(path, "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")
 
 
-def write_json(path: Path, table: Table) -> None:
+def write_numbers(path: Path, table: Table) -> None:
     """table.json: all means, intervals and differences unrounded; an infinite end is null."""
     content = {
         "suite": SUITE_NAME,
@@ -132,13 +140,17 @@ def write_json(path: Path, table: Table) -> None:
         "contrasts": [_contrast_json(table, item) for item in table.contrasts],
         "retention": [_contrast_json(table, item) for item in table.retention],
     }
-    _write(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(path, content)
 
 
 def mean_cells(table: Table) -> list[list[str]]:
     """One row of text per system: its name, then a cell per metric."""
+    columns = {
+        m: [table.cells[s, m] for s in table.systems if (s, m) in table.cells]
+        for m in table.metrics
+    }
     return [
-        [s, *(plain(table.cells[s, m]) if (s, m) in table.cells else "n/a" for m in table.metrics)]
+        [s, *(_cell(table.cells.get((s, m)), _digits(*columns[m])) for m in table.metrics)]
         for s in table.systems
     ]
 
@@ -149,13 +161,13 @@ def retention_titles(table: Table) -> list[str]:
 
 def retention_cells(table: Table) -> list[list[str]]:
     """One row of text per retention contrast."""
-    return [
-        [
-            heading(item.metric, item.better), plain(item.second), plain(item.first),
-            signed(item.difference), retained(item),
-        ]
-        for item in table.retention
-    ]  # fmt: skip
+    rows = []
+    for item in table.retention:
+        digits = _digits(item.first, item.second)
+        numbers = plain(item.second, digits), plain(item.first, digits)
+        difference = signed(item.difference, digits)
+        rows.append([heading(item.metric, item.better), *numbers, difference, retained(item)])
+    return rows
 
 
 def _contrast_json(table: Table, item: Contrast) -> dict:
@@ -174,21 +186,20 @@ def _finite(values: dict) -> dict:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _number(value: float, scale: float, sign: str = "") -> str:
-    return f"{value:{sign}.{2 if abs(scale) >= 10 else 3}f}"
+def _cell(interval: Interval | None, digits: int) -> str:
+    return "n/a" if interval is None else plain(interval, digits)
 
 
-def _spread(interval: Interval) -> str:
+def _digits(*intervals: Interval) -> int:
+    """Decimals that suit all of these means: two if one of them reaches 10, else three."""
+    return 2 if any(abs(interval.mean) >= 10 for interval in intervals) else 3
+
+
+def _spread(interval: Interval, digits: int) -> str:
     half = interval.half_width
-    return _number(half, interval.mean) if math.isfinite(half) else "∞"
+    return f"{half:.{digits}f}" if math.isfinite(half) else "∞"
 
 
 def _markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     rule = ["---", *["---:"] * (len(titles) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (titles, rule, *cells)]
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)

@@ -144,7 +144,7 @@ def _window_variance(source: Tensor, target: Tensor, shift: Shift) -> Tensor:
 
 
 def _look_at(pictures: Tensor, shift: Shift) -> tuple[Tensor, Tensor]:
-    """pictures(p + shift) for every p, edges repeated, and the bool (H, W) where p + shift exists."""
+    """pictures(p + shift) for every p, edges repeated, and a bool (H, W): where it exists."""
     height, width = pictures.shape[-2:]
     rows, columns = torch.arange(height) + shift[0], torch.arange(width) + shift[1]
     inside_rows, inside_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)

@@ -1,4 +1,4 @@
-"""Fidelity to the truth, pixel by pixel: PSNR and SSIM of the first frame and of what it determines."""
+"""Fidelity to the truth, by pixels: PSNR and SSIM of the first frame and of what it determines."""
 
 import math
 
@@ -24,7 +24,7 @@ def psnr_first_frame(sample: Sample) -> float:
 
 @register("psnr_continuation")
 def psnr_continuation(sample: Sample) -> float | None:
-    """PSNR over the determined pixels of frames 1.. taken together, in dB; None if there are none."""
+    """PSNR over all determined pixels of frames 1.., in dB; None if there are none."""
     determined = sample.determined[1:]
     if not determined.any():
         return None
@@ -50,7 +50,7 @@ def ssim_continuation(sample: Sample) -> float | None:
 
 
 def psnr(video: Tensor, truth: Tensor, region: Tensor) -> float:
-    """PSNR in dB over a region. video, truth: uint8 (T, 3, H, W); region: bool (T, H, W), not empty."""
+    """PSNR in dB of uint8 (T, 3, H, W) over a region: bool (T, H, W), True somewhere."""
     squared = (video.double() - truth.double()).square().mean(1)  # (T, H, W)
     error = float(squared[region].mean())
     if error == 0:
@@ -59,7 +59,7 @@ def psnr(video: Tensor, truth: Tensor, region: Tensor) -> float:
 
 
 def ssim_map(video: Tensor, truth: Tensor) -> Tensor:
-    """SSIM at every pixel, averaged over the colour channels: uint8 (T, 3, H, W) -> (T, H, W) double.
+    """SSIM at every pixel, averaged over the channels: uint8 (T, 3, H, W) -> double (T, H, W).
 
     Wang, Bovik, Sheikh, Simoncelli 2004: Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03. At the
     border the window is cut and renormalised, so that every pixel of a tiny picture counts.

@@ -1,4 +1,4 @@
-"""Motion as it was asked for, motion at all, and flicker. None of these looks at the truth's pixels."""
+"""Motion as it was asked for, motion at all, and flicker. Nothing here sees the truth's pixels."""
 
 from pusa.metrics.estimation import MIN_FRAMES, STRIDE, estimate_motion, moving_share
 from pusa.metrics.registry import Sample, register
@@ -26,9 +26,9 @@ def pan_accuracy(sample: Sample) -> float | None:
 
 @register("temporal_flickering")
 def temporal_flickering(sample: Sample) -> float | None:
-    """VBench's temporal flickering, in [0, 1]: (255 - mean |difference of neighbouring frames|) / 255.
+    """VBench's temporal flickering: (255 - mean |difference of neighbouring frames|) / 255.
 
-    1 for a still clip, so it is to be read beside the dynamic degree. None for a single frame.
+    In [0, 1], and 1 for a still clip: read it beside the dynamic degree. None for one frame.
     """
     if len(sample.video) < 2:
         return None

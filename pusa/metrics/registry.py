@@ -1,4 +1,4 @@
-"""The list of metrics: what each one is given, its name, and which way is better. No metric here."""
+"""The list of metrics: what each is given, its name, which way is better. Holds no metric."""
 
 import importlib
 from collections.abc import Callable
@@ -41,8 +41,8 @@ class Sample:
             value = getattr(self, name)
             if tuple(value.shape) != shape or value.dtype != dtype:
                 raise ValueError(
-                    f"Sample.{name} is {tuple(value.shape)} {value.dtype}, expected {shape} {dtype}; "
-                    "bring the video to the truth's frame count and size before scoring."
+                    f"Sample.{name} is {tuple(value.shape)} {value.dtype}, expected {shape} "
+                    f"{dtype}; bring the video to the truth's frame count and size before scoring."
                 )
 
 
@@ -71,10 +71,14 @@ def register(name: str, better: Better = "higher") -> Callable:
 
 
 def names() -> tuple[str, ...]:
-    """Every metric's name, in the order of SUBJECTS and of their files."""
-    for subject in SUBJECTS:
-        importlib.import_module(f"pusa.metrics.{subject}")
-    return tuple(_METRICS)
+    """Every metric's name, in the order of SUBJECTS and then of registration."""
+    modules = [importlib.import_module(f"pusa.metrics.{s}").__name__ for s in SUBJECTS]
+
+    def place(name: str) -> int:
+        module = _METRICS[name].function.__module__
+        return modules.index(module) if module in modules else len(modules)
+
+    return tuple(sorted(_METRICS, key=place))
 
 
 def lookup(name: str) -> Metric:

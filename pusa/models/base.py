@@ -1,9 +1,9 @@
 """What the other rooms may rely on: a backbone, a VAE and a text encoder, as protocols."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pusa.types import LatentSpec, Text
 
@@ -20,6 +20,8 @@ class VideoVAE(Protocol):
     """encode: frames (B, 3, T, H, W) in [-1, 1] -> normalized latents (B, C, F, h, w) and back."""
 
     spec: LatentSpec
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def encode(self, frames: Tensor) -> Tensor: ...
 

@@ -64,8 +64,8 @@ class Source:
         if Path(self.manifest).is_file():
             if toy.read_truth(folder) != scenes:
                 raise ValueError(
-                    f"{folder} holds toy clips of other settings; remove it or choose another folder "
-                    "(paths.toy)."
+                    f"{folder} holds toy clips of other settings; "
+                    "remove it or choose another folder (paths.toy)."
                 )
             return
         log.info("rendering %d toy clips (%s) to %s", self.toy.num_clips, self.toy.split, folder)

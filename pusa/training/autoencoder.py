@@ -8,9 +8,9 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from pusa.atomic import write_json
 from pusa.models.tiny_vae import TinyVAE
 from pusa.rng import generator_for
-from pusa.atomic import write_json
 from pusa.weights.files import write_tensors
 
 
@@ -49,7 +49,7 @@ class AutoencoderModule(L.LightningModule):
 
         The statistics are over the first 256 training clips.
         """
-        clips = self.trainer.datamodule.train_set
+        clips = self.trainer.datamodule.train_set  # pyright: ignore[reportAttributeAccessIssue]
         self.vae.eval()
         frames = [clips[i]["frames"] for i in range(min(256, len(clips)))]
         self.vae.set_statistics(*latent_statistics(self.vae, frames))

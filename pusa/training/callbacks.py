@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
@@ -37,7 +37,7 @@ class Checkpoints(L.Callback):
             raise ValueError(f"callbacks.checkpoints.every must be at least 1, got {every}.")
         self.path, self.every = Path(folder) / LAST, every
         self.interrupted: int | None = None
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
         self._saved_step = -1
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -150,7 +150,9 @@ class SampleGrid(L.Callback):
         self.folder, self.vae, self.task, self.sampler = Path(folder), vae, task, sampler
         self.every, self.num_clips = every, num_clips
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         step = trainer.global_step
         if step and step % self.every == 0 and trainer.is_global_zero:
             path = self.folder / f"step_{step:06d}.png"

@@ -53,6 +53,9 @@ class VTAModule(L.LightningModule):
                 matches = inject_lora(self.backbone, lora)
             log.info("LoRA rank %d, alpha %g:\n%s", lora.rank, lora.alpha, format_matches(matches))
 
+    def on_fit_start(self) -> None:
+        self.backbone.train()
+
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         clean = batch.latents  # (B, C, F, h, w)
         sigma, noise, text = self._draw(batch)

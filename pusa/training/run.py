@@ -10,8 +10,8 @@ from pathlib import Path
 
 import lightning as L
 
-from pusa.training.callbacks import LAST, Checkpoints
 from pusa.atomic import write_json
+from pusa.training.callbacks import LAST, Checkpoints
 
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
@@ -97,7 +97,8 @@ def fit(
 ) -> None:
     """Train to the end, or to a signal: then exit code 130 and a checkpoint to go on from."""
     trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
-    interrupted = [c for c in trainer.callbacks if isinstance(c, Checkpoints) and c.interrupted]
+    callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    interrupted = [c for c in callbacks if isinstance(c, Checkpoints) and c.interrupted]
     if interrupted and folder.result() is None:
         log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
         sys.exit(130)

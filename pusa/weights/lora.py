@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -73,9 +74,13 @@ def inject_lora(model: nn.Module, lora: LoRA, adapter: str = "default") -> list[
     matched = match_targets(model, lora)
     model.requires_grad_(False)
     names = [name for group in matched.values() for name in group]
-    sizes = {name: sum(model.get_submodule(name).weight.shape) * lora.rank for name in names}
+    linears = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}
+    sizes = {name: sum(linear.weight.shape) * lora.rank for name, linear in linears.items()}
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, target_modules=names, lora_dropout=lora.dropout
+        r=lora.rank,
+        lora_alpha=cast(int, lora.alpha),
+        target_modules=names,
+        lora_dropout=lora.dropout,
     )  # fmt: skip
     inject_adapter_in_model(config, model, adapter_name=adapter)
     for name, parameter in model.named_parameters():
@@ -105,8 +110,8 @@ def write_lora(
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(model, adapter).items():
         rank = layer.r[adapter]
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A[adapter].weight
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B[adapter].weight
+        for part, weights in (("A", layer.lora_A), ("B", layer.lora_B)):
+            tensors[f"{PREFIX}{name}.lora_{part}.weight"] = cast(Tensor, weights[adapter].weight)
         tensors[f"{PREFIX}{name}.alpha"] = torch.tensor(float(layer.lora_alpha[adapter]))
         if not (torch.isfinite(tensors[f"{PREFIX}{name}.lora_B.weight"]).all() and rank):
             raise WeightsError(f"{path}: {name} holds NaN or infinity; the training diverged.")
@@ -138,7 +143,7 @@ def load_lora(
     first = names[0]
     rank = tensors[f"{PREFIX}{first}{suffix}"].shape[0]
     alpha = float(tensors.get(f"{PREFIX}{first}.alpha", rank))
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=names)
+    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=names)
     inject_adapter_in_model(config, model, adapter_name=adapter)
     for name, layer in lora_layers(model, adapter).items():
         for part, weights in (("A", layer.lora_A), ("B", layer.lora_B)):

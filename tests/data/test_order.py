@@ -1,4 +1,4 @@
-"""The order of samples is a function of the step: for any split over ranks, and after any resume."""
+"""The order of samples is a function of the step, for any split over ranks and any resume."""
 
 import pytest
 from hypothesis import given

@@ -1,0 +1,67 @@
+"""The whole way on a few clips: train, evaluate, read the page; and that stale videos are not kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import evaluate
+import train
+from tests.conftest import compose_config
+
+
+@pytest.fixture
+def trained(small_run, shared_data):
+    """Overrides under which a four-step LoRA is trained and its small suite is evaluated."""
+    cfg = small_run("tiny_vta", "lora.rank=4", "callbacks.grid=null")
+    train.train(cfg)
+
+    def config(*overrides: str):
+        return compose_config(
+            "evaluate", "experiment=tiny_vta", "name=tiny_vta", "suite.source.toy.num_clips=3",
+            "suite.seeds=[0,1]", "sampler.num_steps=2", f"paths.toy={shared_data}/data/toy", *overrides,
+        )  # fmt: skip
+
+    return config
+
+
+def stamps(folder: Path, system: str) -> list[int]:
+    return [p.stat().st_mtime_ns for p in sorted((folder / "videos" / system).rglob("*.mp4"))]
+
+
+def test_evaluation_writes_table_page_and_videos(trained):
+    cfg = trained()
+    evaluate.evaluate(cfg)
+    folder = Path(cfg.suite.output)
+    table = json.loads((folder / "table.json").read_text())
+    systems = {row["system"] for row in table["means"]}
+    assert systems == {"base", "VTA", "static copy", "codec", "ground truth"}
+    means = {(row["system"], row["metric"]): row["mean"] for row in table["means"]}
+    assert means["ground truth", "direction_accuracy"] == 1.0
+    assert means["static copy", "dynamic_degree"] == 0.0
+    assert means["ground truth", "psnr_continuation"] > means["codec", "psnr_continuation"]
+    titles = {row["metric"] for row in table["retention"]}
+    assert {"loss, shared sigma", "direction_accuracy"} <= titles
+    page = (folder / "report.html").read_text()
+    assert "not VBench" in page
+    assert "videos/VTA/seed0/0000.mp4" in page
+    assert (folder / "frames.png").is_file()
+    assert not list(folder.rglob("*.partial*"))
+
+
+def test_a_second_evaluation_keeps_videos_and_another_strength_remakes_only_vta(trained):
+    cfg = trained()
+    evaluate.evaluate(cfg)
+    folder = Path(cfg.suite.output)
+    before = {system: stamps(folder, system) for system in ("base", "VTA")}
+    evaluate.evaluate(trained())
+    assert {system: stamps(folder, system) for system in before} == before
+    evaluate.evaluate(trained("suite.strength=0.5"))
+    assert stamps(folder, "base") == before["base"]
+    assert set(stamps(folder, "VTA")).isdisjoint(before["VTA"])
+
+
+def test_evaluation_without_a_lora_says_how_to_make_one(root):
+    cfg = compose_config("evaluate", "experiment=tiny_vta", "name=absent")
+    with pytest.raises(ValueError, match=r"run `python train.py experiment=absent` first"):
+        evaluate.evaluate(cfg)
