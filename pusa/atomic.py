@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_UMASK = os.umask(0o022)
+os.umask(_UMASK)
+
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
@@ -19,6 +22,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
         yield partial
+        os.chmod(partial, 0o666 & ~_UMASK)  # some writers make files that only the owner can read
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def small_run(root, shared_data) -> Callable[..., DictConfig]:
     def make(experiment: str, *overrides: str) -> DictConfig:
         return compose_config(
             "train", f"experiment={experiment}", f"name={experiment}", "logger.wandb=off",
-            "data.train.toy.num_clips=16", "batch_size=4", "trainer.max_steps=4",
+            "data.num_clips=16", "batch_size=4", "trainer.max_steps=4",
             "trainer.val_check_interval=2", f"paths.toy={shared_data}/data/toy",
             f"paths.cache={shared_data}/data/cache", *overrides,
         )  # fmt: skip

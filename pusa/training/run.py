@@ -52,7 +52,9 @@ class RunFolder:
             return Path(resume)
         if overwrite:
             self._clear()
-        old = self._recipe()
+        last = self.path / LAST
+        has_work = last.is_file() or self.result() is not None
+        old = self._recipe() if has_work else None
         if old is not None and (changed := differences(old, _plain(recipe))):
             shown = "\n  ".join(changed[:8] + (["..."] if len(changed) > 8 else []))
             raise ValueError(
@@ -60,7 +62,6 @@ class RunFolder:
                 "Choose another name=, set overwrite=true, or give the old settings to go on."
             )
         self._claim(recipe)
-        last = self.path / LAST
         if resume == "auto" and last.is_file():
             log.info("going on from %s", last)
             return last

@@ -1,4 +1,4 @@
-"""The whole way on a few clips: train, evaluate, read the page; and that stale videos are not kept."""
+"""The whole way on a few clips: train, evaluate, read the page; stale videos are not kept."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,8 @@ def trained(small_run, shared_data):
     def config(*overrides: str):
         return compose_config(
             "evaluate", "experiment=tiny_vta", "name=tiny_vta", "suite.source.toy.num_clips=3",
-            "suite.seeds=[0,1]", "sampler.num_steps=2", f"paths.toy={shared_data}/data/toy", *overrides,
+            "suite.seeds=[0,1]", "sampler.num_steps=2", f"paths.toy={shared_data}/data/toy",
+            *overrides,
         )  # fmt: skip
 
     return config
