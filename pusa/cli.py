@@ -119,10 +119,16 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _from_sidecar(path: str) -> tuple[DictConfig, dict[str, str]]:
+    from pusa.pipelines.produce import versions
+
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such sidecar.")
     try:
         sidecar = json.loads(Path(path).read_text())
+        for name, here in versions().items():
+            if sidecar["made_by"].get(name) != here:
+                there = sidecar["made_by"].get(name)
+                log.warning("made with %s %s, here %s: bytes may differ.", name, there, here)
         return OmegaConf.create({**sidecar["recipe"], "output": "???"}), sidecar["inputs"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a sidecar of `pusa generate` ({error}).") from error

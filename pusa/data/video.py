@@ -132,8 +132,9 @@ def write_video(path: str | Path, frames: Tensor, fps: float, crf: int = 12) -> 
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         # x264's macroblock tree gives other bytes now and then for pictures as small as 32x32.
-        options = {"crf": str(crf), "threads": "1", "preset": "medium", "x264-params": "mbtree=0"}
-        stream.options = options
+        stream.options = {
+            "crf": str(crf), "threads": "1", "preset": "medium", "x264-params": "mbtree=0"
+        }  # fmt: skip
         for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())

@@ -99,6 +99,7 @@ def evaluate_replica(
     facts = _facts(model, task, sampler, suite, items)
     page = write_report(folder, rows, items, facts, "VTA", "base", retention)
     _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
+    log.info("%s", (folder / "table.txt").read_text())
     return page
 
 

@@ -97,7 +97,7 @@ def write_report(
     baseline: str = "base",
     retention: Sequence[Contrast] = (),
 ) -> Path:
-    """Write table.md, table.json and report.html into a comparison's folder.
+    """Write table.md, table.txt, table.json and report.html into a comparison's folder.
 
     rows: as compare() returned them. facts: what was run, by name, shown on top. retention:
     contrasts (contender first) measured elsewhere. Returns the path of report.html.
@@ -106,6 +106,7 @@ def write_report(
     table = tables.make_table(rows, facts, contender, baseline, retention)
     tables.write_markdown(folder / "table.md", table)
     tables.write_numbers(folder / "table.json", table)
+    write_text(folder / "table.txt", tables.console(table))
     page = folder / "report.html"
     write_text(page, _page(folder, table, rows, suite))
     return page

@@ -155,8 +155,29 @@ def mean_cells(table: Table) -> list[list[str]]:
     ]
 
 
+def console(table: Table) -> str:
+    """The table for a terminal: metrics as rows, systems as columns, then the verdicts."""
+    titles = ["", *table.systems]
+    columns = list(zip(*mean_cells(table), strict=True))[1:]
+    names = [heading(m, registry.lookup(m).better) for m in table.metrics]
+    lines = _aligned([titles, *([n, *cells] for n, cells in zip(names, columns, strict=True))])
+    lines += ["", *(verdict(table, item) for item in table.contrasts)]
+    if table.retention:
+        title = f"what {table.contender} keeps of text to video"
+        lines += ["", title, *_aligned([retention_titles(table), *retention_cells(table)])]
+    return "\n".join([SUITE_NAME, "", *lines]) + "\n"
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells
+    ]
+
+
 def retention_titles(table: Table) -> list[str]:
-    return ["metric", table.baseline, table.contender, "difference", "verdict"]
+    within = f"within {table.baseline}'s interval"
+    return ["metric", table.baseline, table.contender, "difference", "paired verdict", within]
 
 
 def retention_cells(table: Table) -> list[list[str]]:
@@ -166,7 +187,9 @@ def retention_cells(table: Table) -> list[list[str]]:
         digits = _digits(item.first, item.second)
         numbers = plain(item.second, digits), plain(item.first, digits)
         difference = signed(item.difference, digits)
-        rows.append([heading(item.metric, item.better), *numbers, difference, retained(item)])
+        inside = "yes" if item.second.low <= item.first.mean <= item.second.high else "no"
+        name = heading(item.metric, item.better)
+        rows.append([name, *numbers, difference, retained(item), inside])
     return rows
 
 

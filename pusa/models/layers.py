@@ -81,8 +81,6 @@ ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"sdpa": _sdp
 def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     """Full attention of (B, N, heads, head_dim) queries over keys and values; same shape as q.
 
-    q and k are cast to v's dtype. ValueError for an unknown backend.
+    q and k are cast to v's dtype. backend: a key of ATTENTION, checked where a model is built.
     """
-    if backend not in ATTENTION:
-        raise ValueError(f"attention={backend!r} is unknown; use one of {', '.join(ATTENTION)}.")
     return ATTENTION[backend](q.to(v.dtype), k.to(v.dtype), v)

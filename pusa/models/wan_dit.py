@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from pusa.models.layers import (
+    ATTENTION,
     RMSNorm,
     attention,
     modulate,
@@ -171,6 +172,10 @@ class WanDiT(nn.Module):
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 2 or dim // num_heads < 12:
             raise ValueError(f"dim={dim} over num_heads={num_heads} needs an even head of >= 12.")
+        if attention not in ATTENTION:
+            raise ValueError(
+                f"attention={attention!r} is unknown; use one of {', '.join(ATTENTION)}."
+            )
         self.dim, self.num_heads, self.out_channels = dim, num_heads, out_channels
         self.in_channels, self.text_dim, self.text_len = in_channels, text_dim, text_len
         self.gradient_checkpointing = gradient_checkpointing

@@ -87,7 +87,7 @@ def produce(
         "recipe": dict(recipe),
         "inputs": digests,
         "output": {"sha": file_digest(output), "frames": list(frames.shape)},
-        "made_by": _versions(),
+        "made_by": versions(),
     }
     write_json(output.with_suffix(".json"), sidecar)
     return output
@@ -134,7 +134,7 @@ def _compare(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
             )
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """What bit-for-bit repetition depends on besides the inputs."""
     return {
         "pusa": version("pusa"), "torch": torch.__version__, "av": version("av"),

@@ -97,7 +97,7 @@ def fit(
     checkpoint: Path | None,
 ) -> None:
     """Train to the end, or to a signal: then exit code 130 and a checkpoint to go on from."""
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     interrupted = [c for c in callbacks if isinstance(c, Checkpoints) and c.interrupted]
     if interrupted and folder.result() is None:

@@ -211,6 +211,13 @@ def test_rope_splits_a_wan_head_into_22_21_21_pairs():
     assert table[1, 0, 0, 0].item() == pytest.approx(torch.tensor(1.0).cos().item())
 
 
+def test_unknown_attention_and_odd_heads_are_refused_at_construction():
+    with pytest.raises(ValueError, match="use one of sdpa"):
+        make_model(attention="flash")
+    with pytest.raises(ValueError, match="even head"):
+        WanDiT(dim=96, ffn_dim=8, num_heads=5, num_layers=1)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -59,7 +59,8 @@ def test_an_edited_caption_reencodes_one_caption_and_no_clip(tmp_path, clips, en
     cache = LatentCache(tmp_path / "cache")
     encode(clips, cache, encoders)
     before = stamps(cache)
-    rows = list(csv.reader((clips / "metadata.csv").open()))
+    with (clips / "metadata.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
     rows[2][1] = "a red one moves up over cat"
     with (clips / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)

@@ -9,6 +9,7 @@ import torch
 import train
 from pusa.data.latents import collate
 from pusa.entry import build
+from pusa.models.vae import load_vae
 from pusa.training.module import VTAModule
 from pusa.weights.files import read_metadata, read_tensors
 
@@ -63,7 +64,7 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch):
     whole = small_run("tiny_vta", "lora.rank=4")
     run(whole)
     stopped = small_run("tiny_vta", "lora.rank=4", "name=stopped")
-    step = VTAModule.training_step
+    step, handler = VTAModule.training_step, signal.getsignal(signal.SIGINT)
 
     def interrupt(self, batch, batch_idx):
         if self.global_step == 1:
@@ -75,7 +76,7 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch):
         with pytest.raises(SystemExit) as exit_info:
             run(stopped)
     assert exit_info.value.code == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler  # given back
     run(stopped)
     assert losses(stopped) == losses(whole)
     assert len(losses(whole)) == 4
@@ -122,3 +123,14 @@ def test_caption_dropout_empties_the_text(small_run):
 def test_a_missing_checkpoint_is_named(small_run):
     with pytest.raises(ValueError, match="no such checkpoint"):
         train.train(small_run("tiny_vta", "resume=absent.ckpt"))
+
+
+def test_the_codec_is_trained_and_exported_in_diffusers_layout(small_run):
+    cfg = small_run("tiny_vae")
+    cfg.trainer.max_steps = 2
+    train.train(cfg)
+    vae = load_vae(f"{cfg.paths.run}/vae")
+    frames = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    with torch.no_grad():
+        assert vae.decode(vae.encode(frames)).shape == frames.shape
+    assert len(set(vae.config["latents_std"])) == 16  # measured, not the default of ones
