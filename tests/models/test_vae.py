@@ -45,7 +45,7 @@ def test_clips_that_are_not_4k_plus_1_are_refused(folder):
 
 
 def test_wrong_folders_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no config.json"):
+    with pytest.raises(ValueError, match=r"no config\.json"):
         load_vae(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
     with pytest.raises(ValueError, match="'AutoencoderKL' is not known"):
