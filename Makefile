@@ -69,4 +69,4 @@ reproduce: install ## Remake the committed replica from nothing: codec, base, Lo
 
 clean: ## Remove caches and builds; keeps .venv and outputs
 	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .ruff_cache .hypothesis *.egg-info
-	find pusa tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	find pusa tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     for group in ("lora", "timesteps", "task", "sampler"):
         entry.build(cfg[group])  # refuses bad values before any work
     model, settings = entry.build(cfg.model), entry.build(cfg.data.encode)
-    recipe = entry.run_config(cfg)
+    recipe = entry.run_config(cfg) | {"inputs": model.input_marks()}
     folder = RunFolder(cfg.paths.run)
     if folder.finished(recipe, cfg.overwrite):
         log.info("%s is finished: %s (overwrite=true trains anew).", folder.path, folder.result())

@@ -12,6 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from pusa import entry
 
 log = logging.getLogger(__name__)
+SIDECAR_TARGETS = (
+    "pusa.pipelines.build.Model", "pusa.models.wan_dit.WanDiT", "pusa.types.LatentSpec",
+    "pusa.diffusion.flow.FlowMatching", "pusa.pipelines.generate.Sampler",
+)  # fmt: skip
 _AT_HELP = (
     "a condition, POSITION=FILE[:MULTIPLIER]; may be repeated. POSITION: a pixel frame (0, -1), "
     "last, or latent:K. MULTIPLIER: 0 keeps the image exactly, 1 ignores it (default 0.2)."
@@ -93,6 +97,8 @@ def _generate(options: argparse.Namespace) -> None:
 
     expected = None
     if options.sidecar is not None:
+        if options.at or options.lora or options.overrides:
+            raise ValueError("--from makes a video again as it was; leave out --at, --lora, --set.")
         cfg, expected = _from_sidecar(options.sidecar)
     else:
         cfg = _compose("generate", [f"model={options.model}", *options.overrides])
@@ -129,9 +135,20 @@ def _from_sidecar(path: str) -> tuple[DictConfig, dict[str, str]]:
             if sidecar["made_by"].get(name) != here:
                 there = sidecar["made_by"].get(name)
                 log.warning("made with %s %s, here %s: bytes may differ.", name, there, here)
+        _refuse_foreign_targets(sidecar["recipe"], path)
         return OmegaConf.create({**sidecar["recipe"], "output": "???"}), sidecar["inputs"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not a sidecar of `pusa generate` ({error}).") from error
+
+
+def _refuse_foreign_targets(node, path: str) -> None:
+    """A sidecar is somebody's file: it may name our classes, and nothing else to be called."""
+    values = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for value in values:
+        _refuse_foreign_targets(value, path)
+    target = node.get("_target_") if isinstance(node, dict) else None
+    if target is not None and target not in SIDECAR_TARGETS:
+        raise ValueError(f"{path}: names {target}, which no sidecar of ours does; it is refused.")
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -145,7 +162,11 @@ def _encode(options: argparse.Namespace) -> None:
         [source], cfg.cache, entry.build(cfg.model), entry.build(cfg.encode), entry.progress_bars
     )
     log.info(
-        "%s is in %s; train with data=clips data.train.name=%s", cfg.index, cfg.cache, cfg.index
+        "%s is in %s; train with data=clips data.train.name=%s data.train.manifest=%s",
+        cfg.index,
+        cfg.cache,
+        cfg.index,
+        cfg.manifest,
     )
 
 

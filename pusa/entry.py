@@ -3,6 +3,7 @@
 The roof's own room: only here, in cli.py and in the top-level scripts are hydra and omegaconf used.
 """
 
+import errno
 import logging
 import os
 import sys
@@ -45,12 +46,17 @@ def root_cause(error: BaseException) -> BaseException:
 
 def explain(error: BaseException) -> str:
     """The message of an error, with a remedy where the system's own lacks one."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return (
-            f"{error.filename}: {error.strerror}; free space, or choose another folder (paths.*)."
-        )
     if isinstance(error, OSError) and error.errno is not None:
-        return f"{error.strerror}; free space, or choose another folder (paths.*)."
+        where = f"{error.filename}: " if error.filename is not None else ""
+        writing = error.errno in (
+            errno.ENOSPC,
+            errno.EROFS,
+            errno.EACCES,
+            errno.EDQUOT,
+            errno.ENOTDIR,
+        )
+        remedy = "; free space, or choose another folder (paths.*)" if writing else ""
+        return f"{where}{error.strerror}{remedy}."
     return str(error).strip() or repr(error)
 
 
@@ -85,7 +91,7 @@ def prepare_process(cfg: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence start-up notes of libraries; their warnings and errors stay."""
+    """Silence the start-up notes and advice of libraries; their errors stay."""
     import warnings
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

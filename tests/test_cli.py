@@ -1,5 +1,7 @@
 """The `pusa` command in this process: encode, toy, the text encoder, and misuse."""
 
+import json
+
 import pytest
 import torch
 
@@ -55,3 +57,10 @@ def test_a_file_that_is_no_sidecar_is_named(capsys, root):
     (root / "a.json").write_text("{}")
     said = refused(capsys, "generate", "--from", str(root / "a.json"), "-o", str(root / "b.mp4"))
     assert "not a sidecar" in said
+
+
+def test_a_sidecar_cannot_name_foreign_code(capsys, root):
+    recipe = {"model": {"_target_": "os.system", "command": "true"}}
+    (root / "a.json").write_text(json.dumps({"recipe": recipe, "inputs": {}, "made_by": {}}))
+    said = refused(capsys, "generate", "--from", str(root / "a.json"), "-o", str(root / "b.mp4"))
+    assert "names os.system" in said

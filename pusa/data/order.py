@@ -51,4 +51,4 @@ class CountedBatches(Sampler[list[int]]):
     def __len__(self) -> int:
         if self.num_steps is None:
             raise TypeError("an endless order of batches has no length; give num_steps.")
-        return max(0, self.num_steps - self.start_step)
+        return self.num_steps  # of the whole run: Lightning counts the steps before a resume, too

@@ -265,7 +265,7 @@ def read_truth(folder: str | Path) -> list[Scene]:
     """The scenes of a folder that write_dataset made."""
     path = Path(folder) / "truth.jsonl"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; make the clips with `pusa data toy` first.")
+        raise ValueError(f"{path}: no such file; make the clips with `pusa toy` first.")
     return [Scene(**json.loads(line)) for line in path.read_text().splitlines() if line]
 
 

@@ -60,12 +60,10 @@ class VectorTimesteps:
         return sigma / (self.shift - (self.shift - 1) * sigma)
 
     def _with_clean_frames(self, sigma: Tensor, uniform) -> Tensor:
-        if self.clean_share > 0:
-            draw = uniform(*sigma.shape)
-            clean = (draw < self.clean_share) & (draw < draw.max(dim=1, keepdim=True).values)
-            sigma = sigma.masked_fill(clean, 0.0)
+        clean = torch.zeros_like(sigma, dtype=torch.bool)
         if self.first_frame_clean > 0:
-            clean = torch.zeros_like(sigma, dtype=torch.bool)
             clean[:, :1] = uniform(sigma.shape[0], 1) < self.first_frame_clean
-            sigma = sigma.masked_fill(clean, 0.0)
-        return sigma
+        if self.clean_share > 0:
+            draw = uniform(*sigma.shape).masked_fill(clean, -1.0)
+            clean |= (draw < self.clean_share) & (draw < draw.max(dim=1, keepdim=True).values)
+        return sigma.masked_fill(clean, 0.0)

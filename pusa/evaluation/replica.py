@@ -63,18 +63,20 @@ def evaluate_replica(
     """
     if not Path(suite.lora).is_file():
         raise ValueError(
-            f"{suite.lora}: no such LoRA; run `python train.py experiment={name}` first."
+            f"{suite.lora}: no such LoRA; train it first, with train.py and the same name={name}."
         )
     suite.source.render(progress)
     items = toy_suite(Path(suite.source.manifest).parent, suite.source.num_clips)
-    vae, text_encoder = model.build_vae(), model.build_text_encoder()
+    vae = model.build_vae().to(model.run_device())
+    text_encoder = model.build_text_encoder().to(model.run_device())
     backbones = {
-        "base": model.build_backbone(),
-        "VTA": build_adapted(model, suite.lora, suite.strength),
+        "base": model.build_backbone().to(model.run_device()),
+        "VTA": build_adapted(model, suite.lora, suite.strength).to(model.run_device()),
     }
+    codec = folder_fingerprint(model.vae)
     key = content_key(
-        file_digest(str(model.weights)), folder_fingerprint(model.vae),
-        folder_fingerprint(model.text_encoder), repr(sampler), repr(model.flow),
+        file_digest(_weights(model)), codec, folder_fingerprint(model.text_encoder), repr(sampler),
+        repr(model.flow), model.dtype, model.text_len, repr(model.negative_prompt),
     )  # fmt: skip
     keys = {"base": key, "VTA": content_key(key, file_digest(suite.lora), suite.strength)}
 
@@ -92,7 +94,9 @@ def evaluate_replica(
     }
     run = partial(_compare, items=items, suite=suite, progress=progress)
     rows = run(
-        folder, systems(task) | controls, {n: content_key(k, repr(task)) for n, k in keys.items()}
+        folder,
+        systems(task) | controls,
+        {n: content_key(k, repr(task)) for n, k in keys.items()} | {"codec": codec},
     )
     retention_rows = run(folder / "t2v", systems(TEXT_TO_VIDEO), keys)
     retention = _retention(retention_rows, backbones, model, vae, text_encoder, items)
@@ -101,6 +105,12 @@ def evaluate_replica(
     _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
     log.info("%s", (folder / "table.txt").read_text())
     return page
+
+
+def _weights(model: Model) -> str:
+    if model.weights is None:
+        raise ValueError("model.weights is null: there is no base to evaluate; name its file.")
+    return model.weights
 
 
 def _compare(
@@ -160,13 +170,13 @@ def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> d
 
 
 def _sheet(folder: Path, items: Sequence[SuiteItem], seed: int, systems: Sequence[str]) -> None:
-    """frames.png: the first three clips as a grid, for who cannot play videos."""
+    """frames.png: a row per system; first, middle and last frame of the first three clips."""
     pictures = {}
-    for item in items[:3]:
-        for name in systems:
-            path = video_path(folder, name, seed, item.index)
-            pictures[f"{item.index} {name}"] = video.read_frames(path)[0]
-    contact_sheet(pictures, folder / "frames.png")
+    for name in systems:
+        clips = [video.read_frames(video_path(folder, name, seed, i.index))[0] for i in items[:3]]
+        pictures[name] = torch.cat([clip[[0, len(clip) // 2, -1]] for clip in clips])
+    columns = range(3 * len(items[:3]))
+    contact_sheet(pictures, folder / "frames.png", columns)
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -56,14 +56,14 @@ def toy_suite(folder: str | Path, num_clips: int) -> list[SuiteItem]:
     if not 1 <= num_clips <= len(scenes):
         raise ValueError(
             f"num_clips={num_clips}, but {folder} holds {len(scenes)} clips; "
-            f"use 1 to {len(scenes)} or make more with `pusa data toy`."
+            f"use 1 to {len(scenes)} or make more with `pusa toy`."
         )
     with (folder / "metadata.csv").open(newline="") as file:
         entries = list(csv.DictReader(file))
     if [entry["text"] for entry in entries] != [scene.caption for scene in scenes]:
         raise ValueError(
             f"{folder}: metadata.csv and truth.jsonl tell of different clips; "
-            "make the folder again with `pusa data toy`."
+            "make the folder again with `pusa toy`."
         )
     return [
         SuiteItem(scene.index, scene.caption, scene, folder / "train" / entry["file_name"])

@@ -80,11 +80,11 @@ def shared_timestep_losses(
                 torch.randn(clean.shape[1:], generator=generator_for(seed, "retention", item.index))
                 for item in part
             ]
-        )
+        ).to(clean.device)
         columns = []
         for level in RETENTION_SIGMAS:
-            sigma = torch.full((clean.shape[0], clean.shape[2]), level)
+            sigma = torch.full((clean.shape[0], clean.shape[2]), level, device=clean.device)
             velocity = backbone(model.flow.add_noise(clean, noise, sigma), sigma, text)
             columns.append(model.flow.frame_errors(velocity, clean, noise).mean(dim=1))
         rows.append(torch.stack(columns, dim=1))
-    return torch.cat(rows)
+    return torch.cat(rows).cpu()

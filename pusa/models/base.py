@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from pusa.types import LatentSpec, Text
@@ -23,12 +24,16 @@ class VideoVAE(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
+    def to(self, device: torch.device) -> "VideoVAE": ...
+
     def encode(self, frames: Tensor) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
 
 class TextEncoder(Protocol):
-    """encode: captions -> Text with embedding (B, L, text_dim), rows past a caption zero."""
+    """encode: captions -> Text with embedding (B, L <= text_len, text_dim), zero past a caption."""
+
+    text_len: int
 
     def encode(self, captions: Sequence[str]) -> Text: ...

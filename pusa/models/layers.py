@@ -50,6 +50,13 @@ def rope_table(
     The head's pairs are split over the axes as Wan does: height and width get head_dim//6 pairs
     each, the frame axis the rest; every axis has its own frequency ladder. Returns float32.
     """
+    with torch.inference_mode(False):  # the cached table serves training, too
+        return _rope_table(grid, head_dim, device, theta)
+
+
+def _rope_table(
+    grid: tuple[int, int, int], head_dim: int, device: torch.device, theta: float
+) -> tuple[Tensor, Tensor]:
     side = head_dim // 6
     angles = []
     for axis, pairs in enumerate((head_dim // 2 - 2 * side, side, side)):

@@ -3,10 +3,12 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from pusa.data.latents import content_key, file_digest
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.base import VideoVAE
 from pusa.models.text import UMT5TextEncoder, load_text_encoder
@@ -27,7 +29,8 @@ class Model:
     backbone: builds the network; weights: its safetensors file (official keys), or None for a
     random start; vae, text_encoder: local folders; dtype: precision of the frozen weights;
     spec: how the VAE folds pixels; num_frames, height, width, fps: what it was made for;
-    negative_prompt: None means no text at all.
+    negative_prompt: None means no text at all; device: of sampling ("auto": a GPU if there is one),
+    training is placed by the trainer.
     """
 
     name: str
@@ -45,6 +48,14 @@ class Model:
     guidance_scale: float = 1.0
     negative_prompt: str | None = None
     dtype: str = "float32"
+    device: str = "auto"
+
+    def run_device(self) -> torch.device:
+        """Where sampling runs: "auto" is the first GPU if there is one."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.device(name)
 
     def __post_init__(self):
         if self.dtype not in PRECISIONS:
@@ -56,8 +67,34 @@ class Model:
         self, num_frames: int | None = None, height: int | None = None, width: int | None = None
     ) -> tuple[int, int, int, int]:
         """(C, F, h, w) of a clip, by default of the model's own size; ValueError if not legal."""
-        h, w = self.spec.latent_size(height or self.height, width or self.width)
-        return self.spec.channels, self.spec.num_latent_frames(num_frames or self.num_frames), h, w
+        size = (num_frames, height, width), (self.num_frames, self.height, self.width)
+        frames, height, width = (
+            own if asked is None else asked for asked, own in zip(*size, strict=True)
+        )
+        return (
+            self.spec.channels,
+            self.spec.num_latent_frames(frames),
+            *self.spec.latent_size(height, width),
+        )
+
+    def input_marks(self) -> dict[str, str]:
+        """What the files behind the paths are, by content (by size from 256 MB on); {} if absent.
+
+        A run is the same run only if these are the same.
+        """
+        marks = {}
+        for name, path in (
+            ("weights", self.weights),
+            ("vae", self.vae),
+            ("text", self.text_encoder),
+        ):
+            files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if path else []
+            files = [Path(path)] if path and Path(path).is_file() else files
+            sizes = [(file, file.stat().st_size) for file in files]
+            marks[name] = content_key(
+                *(file_digest(file) if size < 2**28 else size for file, size in sizes)
+            )
+        return marks
 
     def build_backbone(self, seed: int = 0) -> nn.Module:
         """The network with its weights, frozen, in eval mode; a random start without weights."""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -38,7 +39,13 @@ class EncodeSettings:
         if self.fit not in video.FITS:
             raise ValueError(f"fit={self.fit!r} is unknown; use one of {', '.join(video.FITS)}.")
 
+    @property
+    def look(self) -> str:
+        """What decides the pixels that are encoded."""
+        return f"{self.num_frames}x{self.height}x{self.width}/{self.fit}"
 
+
+@cache
 def folder_fingerprint(folder: str | Path) -> str:
     """Content hash of the weight and config files of a model folder."""
     files = sorted(
@@ -52,13 +59,13 @@ def folder_fingerprint(folder: str | Path) -> str:
 
 
 def dataset_fingerprint(
-    manifest: str | Path, settings: EncodeSettings, vae_folder, text_folder
+    manifest: str | Path, settings: EncodeSettings, vae_folder, text_folder, text_len: int
 ) -> str:
     """Changes when the manifest, a clip's size or time, the settings or an encoder change."""
     entries = clips.read_manifest(manifest)
     stats = [f"{c.path.name}/{c.path.stat().st_size}/{c.path.stat().st_mtime_ns}" for c in entries]
     return content_key(
-        file_digest(manifest), *stats, repr(settings), folder_fingerprint(vae_folder),
+        file_digest(manifest), *stats, settings.look, text_len, folder_fingerprint(vae_folder),
         folder_fingerprint(text_folder),
     )  # fmt: skip
 
@@ -81,9 +88,8 @@ def encode_clips(
     vae.spec.num_latent_frames(settings.num_frames)
     vae.spec.latent_size(settings.height, settings.width)
     all_clips = clips.read_manifest(manifest)
-    look = f"{settings.num_frames}x{settings.height}x{settings.width}/{settings.fit}"
-    keys = [content_key(file_digest(clip.path), look, vae_key) for clip in all_clips]
-    texts = [content_key(clip.caption, text_key) for clip in all_clips]
+    keys = [content_key(file_digest(clip.path), settings.look, vae_key) for clip in all_clips]
+    texts = [content_key(clip.caption, text_key, text_encoder.text_len) for clip in all_clips]
     _encode_captions(
         {k: c.caption for k, c in zip(texts, all_clips, strict=True)}, cache, text_encoder
     )

@@ -146,4 +146,5 @@ def decode_latents(vae: VideoVAE, latents: Tensor) -> Tensor:
         raise ValueError(
             "sampling gave latents that are not finite; lower the LoRA strength or the guidance."
         )
-    return video.to_uint8(vae.decode(latents.float())).cpu()
+    device = next((p.device for p in vae.parameters()), latents.device)
+    return video.to_uint8(vae.decode(latents.float().to(device))).cpu()

@@ -45,6 +45,13 @@ class Source:
     manifest: str
     toy: ToyClips | None = None
 
+    def __post_init__(self):
+        if not self.manifest:
+            raise ValueError(
+                f"data set {self.name!r} has no manifest; set data.train.manifest and "
+                "data.heldout.manifest to a metadata.csv each."
+            )
+
     @property
     def num_clips(self) -> int:
         """Of toy data; ValueError for a user's own clips, which have no known truth."""
@@ -86,7 +93,9 @@ def prepare(
         source.render(progress)
         if settings is None:
             continue
-        fingerprint = dataset_fingerprint(source.manifest, settings, model.vae, model.text_encoder)
+        fingerprint = dataset_fingerprint(
+            source.manifest, settings, model.vae, model.text_encoder, model.text_len
+        )
         if (
             store.index_path(source.name).is_file()
             and store.read_index(source.name)[0] == fingerprint

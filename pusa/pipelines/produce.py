@@ -71,16 +71,26 @@ def produce(
     _compare(digests, expected or digests)
     for condition in conditions:
         log.info(condition.describe(model.spec))
-    backbone = model.build_backbone()
+    device = model.run_device()
+    backbone = model.build_backbone().to(device)
     if what.lora is not None:
         load_lora(backbone, what.lora, what.strength)
-    text_encoder = model.build_text_encoder()
+    text_encoder = model.build_text_encoder().to(device)
     negative = (
         None if model.negative_prompt is None else text_encoder.encode([model.negative_prompt])
     )
     request = Request(text_encoder.encode([what.prompt]), media, what.seed)
+    output.with_suffix(".json").unlink(missing_ok=True)  # never beside another video
     frames = generate(
-        backbone, model.build_vae(), model.flow, sampler, task, [request], shape, negative, progress
+        backbone,
+        model.build_vae().to(device),
+        model.flow,
+        sampler,
+        task,
+        [request],
+        shape,
+        negative,
+        progress,
     )[0]
     video.write_video(output, frames, what.fps)
     sidecar = {

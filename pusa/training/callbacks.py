@@ -120,7 +120,7 @@ class Progress(TQDMProgressBar):
             now = time.perf_counter()
             if self._mark is not None:
                 steps = trainer.global_step - self._mark[1]
-                size = len(batch.index) if hasattr(batch, "index") else 1
+                size = len(batch["frames"] if isinstance(batch, dict) else batch.index)
                 rate = steps * size * trainer.world_size / (now - self._mark[0])
                 pl_module.log("train/clips_per_s", rate, prog_bar=True, batch_size=1)
             self._mark = (now, trainer.global_step)

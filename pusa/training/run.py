@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pusa.atomic import write_json
 from pusa.training.callbacks import LAST, Checkpoints
@@ -68,6 +69,9 @@ class RunFolder:
         return None
 
     def _claim(self, recipe: Mapping) -> None:
+        """A result that is there belongs to what was trained before: it goes."""
+        if (old := self.result()) is not None:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_json(self.path / CONFIG, _plain(recipe))
 
     def _recipe(self) -> dict | None:
@@ -97,7 +101,16 @@ def fit(
     checkpoint: Path | None,
 ) -> None:
     """Train to the end, or to a signal: then exit code 130 and a checkpoint to go on from."""
-    trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.accumulate_grad_batches != 1:
+        raise ValueError(
+            "trainer.accumulate_grad_batches must be 1 for now: the order of samples is counted in "
+            "steps; raise batch_size instead."
+        )
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException:
+        log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
+        sys.exit(130)
     callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
     interrupted = [c for c in callbacks if isinstance(c, Checkpoints) and c.interrupted]
     if interrupted and folder.result() is None:

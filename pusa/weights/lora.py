@@ -109,11 +109,10 @@ def write_lora(
     """
     tensors: dict[str, Tensor] = {}
     for name, layer in lora_layers(model, adapter).items():
-        rank = layer.r[adapter]
         for part, weights in (("A", layer.lora_A), ("B", layer.lora_B)):
             tensors[f"{PREFIX}{name}.lora_{part}.weight"] = cast(Tensor, weights[adapter].weight)
         tensors[f"{PREFIX}{name}.alpha"] = torch.tensor(float(layer.lora_alpha[adapter]))
-        if not (torch.isfinite(tensors[f"{PREFIX}{name}.lora_B.weight"]).all() and rank):
+        if not all(torch.isfinite(tensors[f"{PREFIX}{name}.lora_{p}.weight"]).all() for p in "AB"):
             raise WeightsError(f"{path}: {name} holds NaN or infinity; the training diverged.")
     if not tensors:
         raise WeightsError(f"{path}: the model has no adapter {adapter!r} to write.")
@@ -131,18 +130,29 @@ def load_lora(
     """
     tensors = read_tensors(path)
     suffix = ".lora_A.weight"
-    names = [key[len(PREFIX) : -len(suffix)] for key in tensors if key.endswith(suffix)]
+    names = [
+        key[len(PREFIX) : -len(suffix)]
+        for key in tensors
+        if key.startswith(PREFIX) and key.endswith(suffix)
+    ]
     if not names:
         keys = ", ".join(list(tensors)[:3])
         raise WeightsError(f"{path}: no {PREFIX}*{suffix} in it (it has {keys}); not our LoRA.")
+    parts = (".lora_A.weight", ".lora_B.weight", ".alpha")
+    unknown = tensors.keys() - {f"{PREFIX}{name}{part}" for name in names for part in parts}
+    if unknown:
+        raise WeightsError(
+            f"{path}: {min(unknown)} has no place in a LoRA of ours; nothing is loaded."
+        )
     modules = dict(model.named_modules())
     for name in names:
         _check_module(path, name, modules.get(name), tensors)
     if not any(tensors[f"{PREFIX}{name}.lora_B.weight"].any() for name in names):
         raise WeightsError(f"{path}: every lora_B is zero, it would change nothing; train it.")
-    first = names[0]
-    rank = tensors[f"{PREFIX}{first}{suffix}"].shape[0]
-    alpha = float(tensors.get(f"{PREFIX}{first}.alpha", rank))
+    scales = {name: _rank_and_alpha(tensors, name) for name in names}
+    if len(set(scales.values())) > 1:
+        raise WeightsError(f"{path}: its modules differ in rank or alpha, which is not read yet.")
+    rank, alpha = scales[names[0]]
     config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=names)
     inject_adapter_in_model(config, model, adapter_name=adapter)
     for name, layer in lora_layers(model, adapter).items():
@@ -152,6 +162,12 @@ def load_lora(
     model.requires_grad_(False)
     set_strength(model, strength, adapter)
     return json.loads(read_metadata(path).get("recipe", "{}"))
+
+
+def _rank_and_alpha(tensors: Mapping[str, Tensor], name: str) -> tuple[int, float]:
+    """Alpha equals the rank where a file has none, as in the first Pusa files."""
+    rank = tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0]
+    return rank, float(tensors.get(f"{PREFIX}{name}.alpha", rank))
 
 
 def _check_module(path, name: str, module: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:

@@ -34,6 +34,10 @@ def test_epochs_and_seeds_are_shuffled_differently():
     assert batches[0] != next(iter(CountedBatches(50, 50, 1, 0, 1)))
 
 
+def test_its_length_is_the_whole_runs_as_lightning_counts_it():
+    assert len(CountedBatches(11, 4, 0, start_step=7, num_steps=10)) == 10
+
+
 def test_bad_settings_are_named():
     with pytest.raises(ValueError, match="empty"):
         CountedBatches(0, 1, 0)

@@ -54,6 +54,9 @@ def test_clean_share_never_cleans_a_whole_clip():
     assert (sigma == 0).float().mean().item() == pytest.approx(0.66, abs=0.06)
     assert (sigma > 0).any(dim=1).all()
     assert (draw(frames=3, clean_share=1.0) > 0).sum(dim=1).eq(1).all()
+    both = draw(clean_share=1.0, first_frame_clean=1.0)
+    assert (both > 0).sum(dim=1).eq(1).all()
+    assert (both[:, 0] == 0).all()
 
 
 def test_draws_depend_on_the_generator_alone():

@@ -64,5 +64,7 @@ def test_a_second_evaluation_keeps_videos_and_another_strength_remakes_only_vta(
 
 def test_evaluation_without_a_lora_says_how_to_make_one(root):
     cfg = compose_config("evaluate", "experiment=tiny_vta", "name=absent")
-    with pytest.raises(ValueError, match=r"run `python train.py experiment=absent` first"):
+    with pytest.raises(
+        ValueError, match=r"train it first, with train\.py and the same name=absent"
+    ):
         evaluate.evaluate(cfg)

@@ -211,6 +211,16 @@ def test_rope_splits_a_wan_head_into_22_21_21_pairs():
     assert table[1, 0, 0, 0].item() == pytest.approx(torch.tensor(1.0).cos().item())
 
 
+def test_a_first_look_in_inference_mode_does_not_spoil_training(batch):
+    latents, text, _ = batch
+    latents = torch.nn.functional.pad(latents, (0, 4))  # a grid that no other test uses
+    model = make_model()
+    with torch.inference_mode():
+        model(latents, torch.tensor([0.3, 0.9]), text)
+    model(latents, torch.tensor([0.3, 0.9]), text).sum().backward()
+    assert model.blocks[0].self_attn.q.weight.grad is not None
+
+
 def test_unknown_attention_and_odd_heads_are_refused_at_construction():
     with pytest.raises(ValueError, match="use one of sdpa"):
         make_model(attention="flash")

@@ -1,17 +1,20 @@
 """The training step, counted randomness, exact resume, and what a run leaves behind."""
 
 import json
+import shutil
 import signal
 
 import pytest
 import torch
+from hydra.errors import InstantiationException
 
 import train
 from pusa.data.latents import collate
 from pusa.entry import build
 from pusa.models.vae import load_vae
 from pusa.training.module import VTAModule
-from pusa.weights.files import read_metadata, read_tensors
+from pusa.weights.files import read_metadata, read_tensors, write_tensors
+from tests.conftest import REPLICA
 
 
 def losses(cfg) -> list[float]:
@@ -60,23 +63,26 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(small_run,
     run(small_run("tiny_vta", "lora.rank=8", "overwrite=true"))
 
 
-def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch):
+@pytest.mark.parametrize("stops", [(0,), (2,), (0, 1)], ids=str)
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch, stops):
+    """Early, late, and twice: Ctrl-C arrives in the step after so many."""
     whole = small_run("tiny_vta", "lora.rank=4")
     run(whole)
     stopped = small_run("tiny_vta", "lora.rank=4", "name=stopped")
     step, handler = VTAModule.training_step, signal.getsignal(signal.SIGINT)
+    for stop in stops:
 
-    def interrupt(self, batch, batch_idx):
-        if self.global_step == 1:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, batch, batch_idx)
+        def interrupt(self, batch, batch_idx, stop=stop):
+            if self.global_step == stop:
+                signal.raise_signal(signal.SIGINT)
+            return step(self, batch, batch_idx)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(VTAModule, "training_step", interrupt)
-        with pytest.raises(SystemExit) as exit_info:
-            run(stopped)
-    assert exit_info.value.code == 130
-    assert signal.getsignal(signal.SIGINT) is handler  # given back
+        with monkeypatch.context() as patched:
+            patched.setattr(VTAModule, "training_step", interrupt)
+            with pytest.raises(SystemExit) as exit_info:
+                run(stopped)
+        assert exit_info.value.code == 130
+        assert signal.getsignal(signal.SIGINT) is handler  # given back
     run(stopped)
     assert losses(stopped) == losses(whole)
     assert len(losses(whole)) == 4
@@ -134,3 +140,22 @@ def test_the_codec_is_trained_and_exported_in_diffusers_layout(small_run):
     with torch.no_grad():
         assert vae.decode(vae.encode(frames)).shape == frames.shape
     assert len(set(vae.config["latents_std"])) == 16  # measured, not the default of ones
+
+
+def test_a_changed_base_is_another_run(small_run, tmp_path):
+    weights = tmp_path / "base.safetensors"
+    cfg = small_run("tiny_vta", "lora.rank=4", f"model.weights={weights}")
+    shutil.copy(REPLICA / "wan_tiny" / "model.safetensors", weights)
+    run(cfg)
+    changed = {key: value + 0.01 for key, value in read_tensors(weights).items()}
+    write_tensors(weights, changed)
+    with pytest.raises(ValueError, match=r"inputs\.weights"):
+        run(small_run("tiny_vta", "lora.rank=4", f"model.weights={weights}"))
+
+
+def test_accumulation_is_refused_and_clips_need_manifests(small_run):
+    with pytest.raises(ValueError, match="raise batch_size instead"):
+        run(small_run("tiny_vta", "lora.rank=4", "trainer.accumulate_grad_batches=2"))
+    with pytest.raises(InstantiationException) as error:
+        run(small_run("tiny_vta", "data=clips", "name=clips"))
+    assert "has no manifest" in str(error.value.__cause__)

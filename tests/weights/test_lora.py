@@ -132,6 +132,10 @@ def damaged(tensors: dict, kind: str) -> dict:
         tensors[key.format("A")] = torch.zeros(4, 5)
     elif kind == "all zero":
         tensors = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in tensors.items()}
+    elif kind == "left over":
+        tensors["diffusion_model.head.head.diff"] = torch.zeros(1)
+    elif kind == "mixed alpha":
+        tensors["diffusion_model.blocks.0.ffn.0.alpha"] = torch.tensor(8.0)
     elif kind == "another format":
         tensors = {"some.weight": torch.zeros(1)}
     return tensors
@@ -144,6 +148,8 @@ def damaged(tensors: dict, kind: str) -> dict:
         ("unknown module", "no linear layer blocks.9.self_attn.q"),
         ("wrong shape", r"blocks.0.self_attn.q has A \(4, 5\)"),
         ("all zero", "every lora_B is zero"),
+        ("left over", "diffusion_model.head.head.diff has no place"),
+        ("mixed alpha", "differ in rank or alpha"),
         ("another format", "not our LoRA"),
     ],
 )
