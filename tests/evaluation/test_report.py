@@ -129,7 +129,10 @@ def test_the_page_is_self_contained_and_its_links_exist(report):
     assert "http" not in page
     assert "tiny &amp; small" in page
     assert "loss &lt;shared&gt;\N{NO-BREAK SPACE}↓" in page
-    assert page.count("<th>") == len(registry.names()) + 1 + 5
+    assert page.count("<th>") == len(registry.names()) + 1 + 6  # systems, and retention
+    said = (report / "table.txt").read_text()
+    assert "within base's interval" in said
+    assert "psnr_first_frame" in said
     assert '<span class="badge yes">yes</span>' in page
 
 
