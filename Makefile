@@ -46,7 +46,7 @@ test: install ## Run the tests in JOBS processes, with coverage
 	  -n $(JOBS) --dist loadfile --cov --cov-report=term --no-cov-on-fail $(ARGS)
 
 lint: install ## Check style, format and types
-	$(RUN) -m ruff check .
+	$(RUN) -m ruff check --no-cache .  # the cache goes stale when a first-party module appears
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/basedpyright
 

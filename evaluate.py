@@ -6,9 +6,9 @@ from functools import partial
 
 import hydra
 from omegaconf import DictConfig
-from pusa.evaluation.replica import evaluate_replica
 
 from pusa import entry
+from pusa.evaluation.replica import evaluate_replica
 
 log = logging.getLogger(__name__)
 
