@@ -141,14 +141,13 @@ class LatentDataModule(L.LightningDataModule):
         seed: int = 0,
         num_workers: int = 0,
         in_memory: bool = False,
-        heldout_limit: int | None = None,
     ):
         super().__init__()
         if num_workers < 0:
             raise ValueError(f"data.num_workers must be at least 0, got {num_workers}.")
         self.cache, self.train, self.heldout = LatentCache(cache), train, heldout
         self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
-        self.num_workers, self.in_memory, self.heldout_limit = num_workers, in_memory, heldout_limit
+        self.num_workers, self.in_memory = num_workers, in_memory
         self.start_step = 0
 
     @cached_property
@@ -171,7 +170,7 @@ class LatentDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader | list:
         if self.heldout is None:
             return []
-        entries = self.cache.read_index(self.heldout)[1][: self.heldout_limit]
+        entries = self.cache.read_index(self.heldout)[1]
         dataset = LatentDataset(self.cache, entries, self.in_memory)
         return DataLoader(dataset, batch_size=max(self.batch_size, 32), collate_fn=collate)
 

@@ -14,7 +14,6 @@ from torch.nn import functional
 from pusa.atomic import replacing
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 FITS = ("crop", "stretch", "pad")
 
 

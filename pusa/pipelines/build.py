@@ -15,7 +15,7 @@ from pusa.models.text import UMT5TextEncoder, load_text_encoder
 from pusa.models.vae import load_vae
 from pusa.rng import generator_for
 from pusa.types import LatentSpec
-from pusa.weights.files import load_weights, read_tensors
+from pusa.weights.files import load_weights
 from pusa.weights.lora import load_lora
 
 log = logging.getLogger(__name__)
@@ -107,12 +107,6 @@ class Model:
             backbone = self.backbone()
         load_weights(backbone, self.weights, PRECISIONS[self.dtype])
         return backbone.eval().requires_grad_(False)
-
-    def num_weights(self) -> int:
-        """Parameters in the weight file (0 without one)."""
-        if self.weights is None:
-            return 0
-        return sum(tensor.numel() for tensor in read_tensors(self.weights).values())
 
     def build_vae(self) -> VideoVAE:
         vae = load_vae(self.vae)

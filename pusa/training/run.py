@@ -108,11 +108,11 @@ def fit(
         )
     try:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException:
-        log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
-        sys.exit(130)
-    callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-    interrupted = [c for c in callbacks if isinstance(c, Checkpoints) and c.interrupted]
-    if interrupted and folder.result() is None:
+        callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+        interrupted = any(isinstance(c, Checkpoints) and c.interrupted for c in callbacks)
+        stopped = interrupted and folder.result() is None
+    except SIGTERMException:  # Lightning's own handler came first
+        stopped = True
+    if stopped:
         log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
         sys.exit(130)
