@@ -1,4 +1,7 @@
-"""`pusa`: generate, encode, toy clips, and making the replica's text encoder."""
+"""`pusa`: generate, encode, toy clips, making the replica's text encoder.
+
+Commands for files of weights are in cli_weights.
+"""
 
 import argparse
 import json
@@ -9,7 +12,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pusa import entry
+from pusa import cli_weights, entry
 
 log = logging.getLogger(__name__)
 SIDECAR_TARGETS = (
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     text = commands.add_parser("tiny-text-encoder", help="write the replica's text encoder")
     text.add_argument("folder")
     text.set_defaults(run=_text_encoder)
+    cli_weights.add_commands(commands)
     return parser
 
 

@@ -20,7 +20,7 @@ STAIRS = {
     "atomic": set(),
     "diffusion": {"types"},
     "models": {"types"},
-    "weights": {"types", "atomic", "models.base"},
+    "weights": {"types", "atomic", "models.variants"},
     "data": {"types", "rng", "atomic"},
     "metrics": set(),
     "pipelines": {"diffusion", "models", "weights", "data", "types", "rng", "atomic"},
@@ -46,7 +46,12 @@ STAIRS = {
         "atomic",
     },
 }
-ROOF = {"pusa/cli.py", "pusa/entry.py", "train.py", "evaluate.py"}  # may import anything
+# Adapters over other people's networks, whose files have key names of their own.
+FILE_STAIRS = {
+    "pusa/models/vae.py": {"weights.lazy", "weights.vae_keys"},
+    "pusa/models/text.py": {"weights.lazy", "weights.text_keys"},
+}
+ROOF = {"pusa/cli.py", "pusa/cli_weights.py", "pusa/entry.py", "train.py", "evaluate.py"}  # may import anything
 
 # Library -> the only files that may import it.
 DOORS = {
@@ -86,7 +91,7 @@ def upward_imports(path: str, source: str) -> list[str]:
     room = path.split("/")[1].removesuffix(".py")
     if room not in STAIRS:
         return [f"{path} stands in no room of the stairs; add pusa/{room} to them or move it."]
-    allowed = {room} | STAIRS[room]
+    allowed = {room} | STAIRS[room] | FILE_STAIRS.get(path, set())
     complaints = []
     for name in imported(path, source):
         if name.split(".")[0] != "pusa":
@@ -177,7 +182,9 @@ OFFENDERS = [
     (upward_imports, "pusa/models/wan_dit.py", "from .. import diffusion"),
     (upward_imports, "pusa/weights/files.py", "from pusa.models.wan_dit import WanDiT"),
     (upward_imports, "pusa/weights/files.py", "from pusa.models import wan_dit"),
-    (upward_imports, "pusa/weights/files.py", "from pusa.models.baseline import X"),
+    (upward_imports, "pusa/weights/files.py", "from pusa.models.base import X"),
+    (upward_imports, "pusa/models/wan_dit.py", "from pusa.weights.lazy import Tensors"),
+    (upward_imports, "pusa/models/vae.py", "from pusa.weights.files import load_weights"),
     (upward_imports, "pusa/weights/files.py", "import pusa.models"),
     (upward_imports, "pusa/data/toy.py", "from pusa import pipelines"),
     (upward_imports, "pusa/data/toy.py", "from pusa import *"),
@@ -220,8 +227,8 @@ def test_an_offender_is_caught(rule: Rule, path: str, source: str):
 
 
 LEGAL = [
-    (upward_imports, "pusa/weights/files.py", "from pusa.models.base import VideoBackbone"),
-    (upward_imports, "pusa/weights/files.py", "from pusa.models import base\nimport torch"),
+    (upward_imports, "pusa/weights/files.py", "from pusa.models.variants import detect"),
+    (upward_imports, "pusa/weights/files.py", "from pusa.models import variants\nimport torch"),
     (upward_imports, "pusa/data/toy.py", "from . import video\nfrom ..rng import generator_for"),
     (upward_imports, "pusa/training/autoencoder.py", "from pusa.models.tiny_vae import TinyVAE"),
     (upward_imports, "pusa/metrics/flicker.py", "from pusa.metrics.sample import Sample"),

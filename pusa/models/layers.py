@@ -1,4 +1,5 @@
-"""Parts that the DiTs share: sinusoid, per-frame modulation, norms, rope, attention dispatch."""
+"""Parts that the DiTs share: checks of their inputs, sinusoid, per-frame modulation, norms, rope,
+attention dispatch."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -6,6 +7,28 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pusa.types import Text
+
+
+def check_inputs(
+    latents: Tensor, sigma: Tensor, text: Text, in_channels: int, text_dim: int, text_len: int
+) -> None:
+    """ValueError for inputs that do not fit a DiT with 2x2 patches or do not fit one another."""
+    if latents.ndim != 5 or latents.shape[1] != in_channels:
+        raise ValueError(f"latents {tuple(latents.shape)} are not (B, {in_channels}, F, h, w).")
+    batch, _, frames, height, width = latents.shape
+    if height % 2 or width % 2:
+        raise ValueError(f"latent size {height}x{width} is odd; use even sides (patch 2x2).")
+    if sigma.shape not in ((batch,), (batch, frames)):
+        raise ValueError(
+            f"sigma {tuple(sigma.shape)} is neither ({batch},) nor ({batch}, {frames})."
+        )
+    shape = text.embedding.shape
+    if len(shape) != 3 or shape[0] != batch or shape[2] != text_dim:
+        raise ValueError(f"text {tuple(shape)} is not ({batch}, L, {text_dim}).")
+    if shape[1] > text_len:
+        raise ValueError(f"text has {shape[1]} tokens, this model takes {text_len}.")
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:
@@ -91,3 +114,17 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     q and k are cast to v's dtype. backend: a key of ATTENTION, checked where a model is built.
     """
     return ATTENTION[backend](q.to(v.dtype), k.to(v.dtype), v)
+
+
+def masked_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str = "sdpa"
+) -> Tensor:
+    """`attention` without the keys where mask (B, num_keys) is False; None keeps them all.
+
+    A mask always takes torch's own kernel, so that no backend has to support one. Every sample
+    needs a key that is kept, else its rows are NaN.
+    """
+    if mask is None:
+        return attention(q, k, v, backend)
+    q, k, v = (part.to(v.dtype).transpose(1, 2) for part in (q, k, v))
+    return functional.scaled_dot_product_attention(q, k, v, mask[:, None, None]).transpose(1, 2)

@@ -9,12 +9,14 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from pusa.atomic import write_json
 from pusa.diffusion.timesteps import VectorTimesteps
 from pusa.pipelines.build import Model
 from pusa.rng import generator_for
 from pusa.types import LatentBatch, Text
-from pusa.weights.files import write_tensors
-from pusa.weights.lora import LoRA, format_matches, inject_lora, write_lora
+from pusa.weights.doctor import diagnose_saved
+from pusa.weights.files import WeightsError, write_tensors
+from pusa.weights.lora import LoRA, adapter_of, format_matches, inject_lora, write_lora
 
 log = logging.getLogger(__name__)
 HELDOUT_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -108,10 +110,20 @@ class VTAModule(L.LightningModule):
     def export(self, folder: Path, recipe: Mapping) -> Path:
         """Write `lora.safetensors`, or `model.safetensors` in bfloat16 when all weights train."""
         if self.lora is not None:
-            return write_lora(self.backbone, folder / "lora.safetensors", recipe)
+            return self._export_lora(folder / "lora.safetensors", recipe)
         weights = {key: value.bfloat16() for key, value in self.backbone.state_dict().items()}
         metadata = {"pusa.format": "model", "recipe": json.dumps(dict(recipe), default=str)}
         return write_tensors(folder / "model.safetensors", weights, metadata)
+
+    def _export_lora(self, path: Path, recipe: Mapping) -> Path:
+        """Write the LoRA, then examine the file: WeightsError (the file stays) if it is no good."""
+        write_lora(adapter_of(self.backbone, recipe=recipe), path)
+        found = diagnose_saved(path, self.backbone)
+        write_json(path.with_suffix(".doctor.json"), found.to_json())
+        log.info("%s", found.text())
+        if not found.ok:
+            raise WeightsError(f"{path}: {found.errors[0]} (see {path.stem}.doctor.json).")
+        return path
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Trainable tensors by name: the adapter, or all of the backbone."""

@@ -1,69 +1,155 @@
-"""Reading and writing tensors: strict, whole or not at all, safetensors only."""
+"""Reading checkpoints of backbones: any layout, strict, memory-mapped, whole or not at all."""
 
-import errno
+import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from pusa.atomic import replacing
+from pusa.models.variants import Variant, detect
+from pusa.weights.layouts import to_official
+from pusa.weights.lazy import (
+    SafetensorsFiles,
+    Tensors,
+    WeightsError,
+    in_turn,
+    num_bytes,
+    open_tensors,
+)
+from pusa.weights.writing import write_tensors
+
+__all__ = ["Checkpoint", "WeightsError", "check_fit", "find_experts", "load_weights",
+           "read_checkpoint", "read_metadata", "read_tensors", "write_tensors"]  # fmt: skip
+log = logging.getLogger(__name__)
+EXPERT_FOLDERS = {  # the two networks of a Wan2.2 A14B, official and diffusers
+    "high": ("high_noise_model", "transformer"),
+    "low": ("low_noise_model", "transformer_2"),
+}
 
 
-class WeightsError(ValueError):
-    """A weight file that does not fit, with the key or file and the remedy."""
+class Checkpoint(NamedTuple):
+    """A backbone's file: what it is, and its tensors in official names, still on disk."""
+
+    variant: Variant
+    tensors: Tensors
+    layout: str
 
 
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> Path:
-    """Write one safetensors file under a temporary name, then rename it."""
-    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a backbone's checkpoint and check it whole, without reading any weight.
+
+    path: a file (safetensors, or a torch pickle without code), an index.json, a folder of shards,
+    or a diffusers pipeline's folder. Layout and variant are told from tensor names and shapes.
+    WeightsError naming the first keys that are missing, unknown or of a wrong shape, a missing or
+    truncated shard, or the two folders of a two-expert model.
+    """
+    tensors = open_checkpoint_files(path)
+    layout, official = to_official(tensors)
     try:
-        with replacing(path) as partial:
-            save_file(ready, partial, metadata={"format": "pt", **(metadata or {})})
-    except SafetensorError as error:
-        raise OSError(errno.ENOSPC, f"could not be written ({error})", str(path)) from error
-    return Path(path)
+        variant = detect(official.specs())
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    with_shapes = variant.build().state_dict()
+    check_fit(with_shapes, official.specs(), path, str(variant))
+    return Checkpoint(variant, official, layout)
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, memory-mapped; WeightsError if missing or damaged."""
-    with _open(path) as file:
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-
-
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The string metadata of a safetensors file."""
-    with _open(path) as file:
-        return file.metadata() or {}
-
-
-def _open(path: str | Path):
+def open_checkpoint_files(path: str | Path) -> Tensors:
+    """The tensors of a file or folder under whatever names they have."""
     path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weight file; check the path.")
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
+    if path.is_dir():
+        return _open_folder(path)
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
+    return open_tensors(path)
+
+
+def find_experts(path: str | Path) -> dict[str, Path]:
+    """{"high": folder, "low": folder} of a two-expert model's root, {} for anything else."""
+    found = {
+        expert: Path(path) / name
+        for expert, names in EXPERT_FOLDERS.items()
+        for name in names
+        if (Path(path) / name).is_dir()
+    }
+    return found if len(found) == 2 else {}
+
+
+def _open_folder(path: Path) -> Tensors:
+    indices = sorted(path.glob("*.safetensors.index.json"))
+    if len(indices) == 1:
+        return _open_index(indices[0])
+    files = sorted(path.glob("*.safetensors"))
+    if len(files) == 1 and not indices:
+        return SafetensorsFiles(files, path)
+    experts = find_experts(path)
+    if experts:
         raise WeightsError(
-            f"{path}: not a whole safetensors file ({error}); download or export it again."
-        ) from error
+            f"{path}: holds two experts; name one, {experts['high']} or {experts['low']}."
+        )
+    if (path / "transformer").is_dir() and not files:
+        return _open_folder(path / "transformer")
+    if not files:
+        raise WeightsError(
+            f"{path}: no .safetensors files in it; give the folder (or file) with the transformer."
+        )
+    names = ", ".join(file.name for file in files[:3])
+    raise WeightsError(
+        f"{path}: {len(files)} .safetensors files and {len(indices)} indices ({names}, ...); "
+        "name the file, or the index.json, that is meant."
+    )
+
+
+def _open_index(path: Path) -> Tensors:
+    try:
+        places: dict[str, str] = json.loads(path.read_text())["weight_map"]
+        names = list(dict.fromkeys(places.values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise WeightsError(f"{path}: not a readable index ({error}).") from error
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise WeightsError(
+            f"{path.parent}: {len(missing)} of {len(names)} shards are missing "
+            f"({', '.join(missing[:3])}); download them."
+        )
+    tensors = SafetensorsFiles([path.parent / name for name in names], path.parent)
+    for key, name in places.items():
+        if key not in tensors or tensors.file_of(key).name != name:
+            raise WeightsError(
+                f"{path}: says that {key} is in {name}, which is not so; download the shard again."
+            )
+    unlisted = [key for key in tensors if key not in places]
+    if unlisted:
+        raise WeightsError(
+            f"{path}: does not list {unlisted[0]} of {tensors.file_of(unlisted[0]).name}; "
+            "shards and index are of different checkpoints."
+        )
+    return tensors
 
 
 def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Fill a model, which may be on meta, from a file whose keys and shapes are exactly its own.
+    """Fill a model, which may be on meta, from a checkpoint of any layout.
 
     dtype: cast floating tensors, except parameters whose name contains one of the model's
-    `keep_float32` parts. Nothing is assigned unless everything fits.
+    `keep_float32` parts. Tensors that need no cast stay mapped to the file. Nothing is assigned
+    unless everything fits.
     """
-    tensors = read_tensors(path)
-    check_fit(model.state_dict(), tensors, path)
+    _, official = to_official(open_checkpoint_files(path))
+    check_fit(model.state_dict(), official.specs(), path, type(model).__name__)
     keep = getattr(model, "keep_float32", ())
-    tensors = {key: _cast(tensor, key, keep, dtype) for key, tensor in tensors.items()}
-    model.load_state_dict(tensors, strict=True, assign=True)
+    total = sum(num_bytes(official.spec(key)) for key in official)
+    ready: dict[str, Tensor] = {}
+    waits = total > 1e9  # a bar only where one would wait, and on a terminal
+    with tqdm(total=total, unit="B", unit_scale=True, desc="load", leave=False,
+              disable=None if waits else True) as bar:  # fmt: skip
+        for key, tensor in in_turn(official, official):
+            ready[key] = _cast(tensor, key, keep, dtype)
+            bar.update(num_bytes(tensor))
+    model.load_state_dict(ready, strict=True, assign=True)
 
 
 def _cast(tensor: Tensor, key: str, keep: Iterable[str], dtype: torch.dtype | None) -> Tensor:
@@ -72,7 +158,9 @@ def _cast(tensor: Tensor, key: str, keep: Iterable[str], dtype: torch.dtype | No
     return tensor.to(torch.float32 if any(part in key for part in keep) else dtype)
 
 
-def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path) -> None:
+def check_fit(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path, what: str = "this model"
+) -> None:
     """WeightsError naming the first missing, unexpected or wrongly shaped keys."""
     problems = [f"misses {key}" for key in expected if key not in found]
     problems += [f"has an unknown {key}" for key in found if key not in expected]
@@ -84,6 +172,16 @@ def check_fit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path)
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
         raise WeightsError(
-            f"{path}: does not fit this model ({len(problems)} problems: {shown}). "
-            "Is it a file for another variant? Choose the matching model=."
+            f"{path}: does not fit {what} ({len(problems)} problems: {shown}). "
+            "Download the file again, or choose the model= that it is for."
         )
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of one file by its own names; WeightsError if missing or damaged."""
+    return dict(open_tensors(path))
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """The string metadata of a safetensors file."""
+    return dict(SafetensorsFiles([path]).metadata)

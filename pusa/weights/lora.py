@@ -1,8 +1,10 @@
-"""LoRA on a backbone: inject, export, load, strength. The only importer of peft."""
+"""LoRA on a backbone: inject, load, strength, several at once. The only importer of peft."""
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,9 +14,12 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pusa.weights.files import WeightsError, read_metadata, read_tensors, write_tensors
+from pusa.weights.adapters import Adapter, Target, check_fits, dead_or_broken
+from pusa.weights.lazy import WeightsError
+from pusa.weights.lora_files import read_lora, write_lora
 
-PREFIX = "diffusion_model."  # the prefix ComfyUI and diffusers recognise
+__all__ = ["Adapter", "LoRA", "adapter_of", "format_matches", "inject_lora", "load_lora",
+           "lora_layers", "read_lora", "set_strength", "without", "write_lora"]  # fmt: skip
 VTA_TARGETS = (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o",
     "cross_attn.q", "cross_attn.k", "cross_attn.v", "cross_attn.o", "ffn.0", "ffn.2",
@@ -51,7 +56,7 @@ class Match:
 
 def match_targets(model: nn.Module, lora: LoRA) -> dict[str, list[str]]:
     """Linear modules by target pattern; ValueError if a pattern hits none."""
-    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linears = linear_layers(model)
     matched = {
         target: [name for name in linears if name == target or name.endswith(f".{target}")]
         for target in lora.targets
@@ -66,23 +71,31 @@ def match_targets(model: nn.Module, lora: LoRA) -> dict[str, list[str]]:
     return matched
 
 
+def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
+    """The model's own linear layers by official names, adapted or not."""
+    return {
+        name.removesuffix(".base_layer"): module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    }
+
+
 def inject_lora(model: nn.Module, lora: LoRA, adapter: str = "default") -> list[Match]:
     """Freeze the model and add a trainable adapter, an exact no-op until it is trained.
 
     Adapter weights are float32. Returns the table of what was matched.
     """
     matched = match_targets(model, lora)
-    model.requires_grad_(False)
     names = [name for group in matched.values() for name in group]
-    linears = {name: cast(nn.Linear, model.get_submodule(name)) for name in names}
-    sizes = {name: sum(linear.weight.shape) * lora.rank for name, linear in linears.items()}
+    linears = linear_layers(model)
+    sizes = {name: sum(linears[name].weight.shape) * lora.rank for name in names}
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=cast(int, lora.alpha),
         target_modules=names,
         lora_dropout=lora.dropout,
     )  # fmt: skip
-    inject_adapter_in_model(config, model, adapter_name=adapter)
+    _add_adapter(model, config, adapter)
     for name, parameter in model.named_parameters():
         if ".lora_" in name and f".{adapter}." in name:
             parameter.data = parameter.data.float()
@@ -99,99 +112,162 @@ def lora_layers(model: nn.Module, adapter: str = "default") -> dict[str, LoraLay
     }
 
 
-def write_lora(
-    model: nn.Module, path: str | Path, recipe: Mapping, adapter: str = "default"
-) -> Path:
-    """Export an adapter as `diffusion_model.<module>.lora_{A,B}.weight` and `.alpha`.
-
-    recipe: what made it (JSON-able), kept in the file's metadata under "recipe". WeightsError if
-    a tensor is not finite.
-    """
-    tensors: dict[str, Tensor] = {}
-    for name, layer in lora_layers(model, adapter).items():
-        for part, weights in (("A", layer.lora_A), ("B", layer.lora_B)):
-            tensors[f"{PREFIX}{name}.lora_{part}.weight"] = cast(Tensor, weights[adapter].weight)
-        tensors[f"{PREFIX}{name}.alpha"] = torch.tensor(float(layer.lora_alpha[adapter]))
-        if not all(torch.isfinite(tensors[f"{PREFIX}{name}.lora_{p}.weight"]).all() for p in "AB"):
-            raise WeightsError(f"{path}: {name} holds NaN or infinity; the training diverged.")
-    if not tensors:
-        raise WeightsError(f"{path}: the model has no adapter {adapter!r} to write.")
-    metadata = {"pusa.format": "lora", "recipe": json.dumps(dict(recipe), default=str)}
-    return write_tensors(path, tensors, metadata)
+def adapter_of(
+    model: nn.Module, adapter: str = "default", recipe: Mapping | None = None,
+    expert: str | None = None,
+) -> Adapter:  # fmt: skip
+    """The trained adapter of a model, to be written. WeightsError if it has none of that name."""
+    targets = {
+        name: Target(
+            cast(Tensor, layer.lora_A[adapter].weight).detach(),
+            cast(Tensor, layer.lora_B[adapter].weight).detach(),
+            float(layer.lora_alpha[adapter]),
+        )
+        for name, layer in lora_layers(model, adapter).items()
+    }
+    if not targets:
+        raise WeightsError(f"the model has no adapter {adapter!r} to write.")
+    return Adapter(targets, expert, recipe or {}, format="comfy")
 
 
 def load_lora(
-    model: nn.Module, path: str | Path, strength: float = 1.0, adapter: str = "default"
-) -> dict:
-    """Add the adapter of a file that `write_lora` made; every key must find its module.
+    model: nn.Module, lora: str | Path | Adapter, strength: float = 1.0, adapter: str = "default",
+    expert: str | None = None,
+) -> Adapter:  # fmt: skip
+    """Add a LoRA of any format under the name `adapter`; several may be on a model at once.
 
-    Effective update: strength * alpha / rank * B @ A. Returns the recipe of the file.
-    WeightsError if a module is missing, a shape differs or B is zero everywhere.
+    Effective update: strength * alpha / rank * B @ A, and strength * diff for what is added
+    outright. expert: which network this model is ("high", "low"), to take the right half of a file
+    and to refuse the other's. Every tensor of the file must find its place and change something,
+    else WeightsError, and the model stays as it was.
     """
-    tensors = read_tensors(path)
-    suffix = ".lora_A.weight"
-    names = [
-        key[len(PREFIX) : -len(suffix)]
-        for key in tensors
-        if key.startswith(PREFIX) and key.endswith(suffix)
-    ]
-    if not names:
-        keys = ", ".join(list(tensors)[:3])
-        raise WeightsError(f"{path}: no {PREFIX}*{suffix} in it (it has {keys}); not our LoRA.")
-    parts = (".lora_A.weight", ".lora_B.weight", ".alpha")
-    unknown = tensors.keys() - {f"{PREFIX}{name}{part}" for name in names for part in parts}
-    if unknown:
+    found = lora if isinstance(lora, Adapter) else read_lora(lora, expert)
+    if expert and found.expert and found.expert != expert:
         raise WeightsError(
-            f"{path}: {min(unknown)} has no place in a LoRA of ours; nothing is loaded."
+            f"{found.source}: is a LoRA for the {found.expert}-noise expert, this is the {expert}-"
+            "noise one; give each expert its own."
         )
-    modules = dict(model.named_modules())
-    for name in names:
-        _check_module(path, name, modules.get(name), tensors)
-    if not any(tensors[f"{PREFIX}{name}.lora_B.weight"].any() for name in names):
-        raise WeightsError(f"{path}: every lora_B is zero, it would change nothing; train it.")
-    scales = {name: _rank_and_alpha(tensors, name) for name in names}
-    if len(set(scales.values())) > 1:
-        raise WeightsError(f"{path}: its modules differ in rank or alpha, which is not read yet.")
-    rank, alpha = scales[names[0]]
-    config = LoraConfig(r=rank, lora_alpha=cast(int, alpha), target_modules=names)
-    inject_adapter_in_model(config, model, adapter_name=adapter)
-    for name, layer in lora_layers(model, adapter).items():
-        for part, weights in (("A", layer.lora_A), ("B", layer.lora_B)):
-            value = tensors[f"{PREFIX}{name}.lora_{part}.weight"]
-            weights[adapter].weight.data = value.to(layer.weight.device, torch.float32)
+    if adapter in _names(model):
+        raise ValueError(f"the model has an adapter {adapter!r} already; choose another name.")
+    _finite(strength)
+    check_fits(found, _specs(model))
+    useless = dead_or_broken(found)
+    if useless:
+        raise WeightsError(f"{found.source}: {useless[0]}.")
+    _inject(model, found, adapter)
+    _diffs(model)[adapter] = {
+        f"{module}.{part}": diff
+        for module, target in found.items()
+        for part, diff in target.diffs.items()
+    }
     model.requires_grad_(False)
     set_strength(model, strength, adapter)
-    return json.loads(read_metadata(path).get("recipe", "{}"))
+    return found
 
 
-def _rank_and_alpha(tensors: Mapping[str, Tensor], name: str) -> tuple[int, float]:
-    """Alpha equals the rank where a file has none, as in the first Pusa files."""
-    rank = tensors[f"{PREFIX}{name}.lora_A.weight"].shape[0]
-    return rank, float(tensors.get(f"{PREFIX}{name}.alpha", rank))
+def _specs(model: nn.Module) -> dict[str, Tensor]:
+    """The model's own parameters by official names, as if no adapter were on it."""
+    return {
+        name.replace(".base_layer.", "."): parameter
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }
 
 
-def _check_module(path, name: str, module: nn.Module | None, tensors: Mapping[str, Tensor]) -> None:
-    if not isinstance(module, nn.Linear):
-        raise WeightsError(
-            f"{path}: the model has no linear layer {name}; is it for another model?"
-        )
-    keys = [f"{PREFIX}{name}.lora_{part}.weight" for part in "AB"]
-    if keys[1] not in tensors:
-        raise WeightsError(f"{path}: misses {keys[1]}; the file is not whole.")
-    a, b = (tensors[key] for key in keys)
-    if (b.shape[0], a.shape[1]) != module.weight.shape or a.shape[0] != b.shape[1]:
-        raise WeightsError(
-            f"{path}: {name} has A {tuple(a.shape)} and B {tuple(b.shape)}, the layer is "
-            f"{tuple(module.weight.shape)}; it is a LoRA for another model."
-        )
+def _inject(model: nn.Module, found: Adapter, adapter: str) -> None:
+    factors = {name: t for name, t in found.items() if t.A is not None and t.B is not None}
+    if not factors:
+        return
+    most = max(target.rank for target in factors.values())
+    others = {re.escape(n): t.rank for n, t in factors.items() if t.rank != most}
+    config = LoraConfig(r=most, lora_alpha=1, target_modules=list(factors), rank_pattern=others)
+    _add_adapter(model, config, adapter)
+    for name, layer in lora_layers(model, adapter).items():
+        a, b = factors[name].A, factors[name].B
+        assert a is not None, name  # chosen above
+        assert b is not None, name
+        layer.lora_alpha[adapter] = factors[name].scale * factors[name].rank
+        for value, weights in ((a, layer.lora_A), (b, layer.lora_B)):
+            # `to` may give the file's own memory, or another adapter's: keep a copy of our own.
+            weights[adapter].weight.data = value.to(layer.weight.device, torch.float32, copy=True)
+
+
+def _add_adapter(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+    """Inject, leave the adapters that were there switched on, and everything frozen."""
+    before = {layer: list(layer.active_adapters) for layer in _all_layers(model)}
+    with warnings.catch_warnings():  # several adapters are what is meant
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        inject_adapter_in_model(config, model, adapter_name=adapter)
+    for layer in _all_layers(model):  # peft switched all of them to the new one alone
+        own = [adapter] if adapter in layer.lora_A else []
+        layer.set_adapter([*before.get(layer, []), *own])
+    model.requires_grad_(False)
+
+
+def _all_layers(model: nn.Module) -> list[LoraLayer]:
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def _names(model: nn.Module) -> set[str]:
+    return {name for layer in _all_layers(model) for name in layer.lora_A} | _diffs(model).keys()
+
+
+def _diffs(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """adapter -> parameter -> what strength 1 adds to it. Kept on the model."""
+    return model.__dict__.setdefault("_lora_diffs", {})
 
 
 def set_strength(model: nn.Module, strength: float, adapter: str = "default") -> None:
-    """Scale the adapter's trained update by `strength`; 1 is as trained, 0 is the base model."""
-    if not math.isfinite(strength):
-        raise ValueError(f"LoRA strength must be a finite number, got {strength}.")
+    """Scale the adapter's trained update by `strength`; 1 is as trained, 0 is the base model,
+    exactly, however often it is changed. ValueError if there is no such adapter."""
+    _finite(strength)
+    if adapter not in _names(model):
+        known = ", ".join(sorted(_names(model))) or "none"
+        raise ValueError(f"the model has no adapter {adapter!r}; it has {known}.")
     for layer in lora_layers(model, adapter).values():
         layer.scaling[adapter] = strength * layer.lora_alpha[adapter] / layer.r[adapter]
+    if _diffs(model).get(adapter):
+        strengths = model.__dict__.setdefault("_lora_strengths", {})
+        strengths[adapter] = strength
+        _apply_diffs(model, strengths, _diffs(model)[adapter])
+
+
+def _apply_diffs(model: nn.Module, strengths: Mapping[str, float], touched: Iterable[str]) -> None:
+    """Parameters = what they were at first + the sum over adapters, in float32."""
+    originals: dict[str, Tensor] = model.__dict__.setdefault("_lora_originals", {})
+    parameters = {
+        name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()
+    }
+    for name in touched:
+        parameter = parameters[name]
+        original = originals.setdefault(name, parameter.detach().clone())
+        total = original.float()
+        for adapter, diffs in _diffs(model).items():
+            if name in diffs and strengths.get(adapter):
+                diff = diffs[name].to(total.device, torch.float32)
+                total = total + strengths[adapter] * diff.reshape(total.shape)
+        parameter.data.copy_(total)
+
+
+@contextmanager
+def without(model: nn.Module, adapter: str) -> Iterator[None]:
+    """The model without one adapter's A and B inside the block; what is trainable stays so."""
+    trainable = {p: p.requires_grad for p in model.parameters()}
+    layers = {layer: list(layer.active_adapters) for layer in lora_layers(model, adapter).values()}
+    for layer, names in layers.items():
+        layer.set_adapter([name for name in names if name != adapter])
+    try:
+        yield
+    finally:
+        for layer, names in layers.items():
+            layer.set_adapter(names)
+        for parameter, flag in trainable.items():
+            parameter.requires_grad_(flag)
+
+
+def _finite(strength: float) -> None:
+    if not math.isfinite(strength):
+        raise ValueError(f"LoRA strength must be a finite number, got {strength}.")
 
 
 def format_matches(matches: Sequence[Match]) -> str:

@@ -1,0 +1,179 @@
+"""`pusa` commands for files of weights: inspect, convert, merge, lora, doctor."""
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+import torch
+
+from pusa import entry
+from pusa.atomic import write_json
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CHECKPOINT = "a .safetensors (or .pth) file, an index.json, or a folder of shards"
+
+
+def add_commands(commands) -> None:
+    inspect = commands.add_parser("inspect", help="say what a checkpoint or LoRA is")
+    inspect.add_argument("file", help=f"{_CHECKPOINT}, or a LoRA")
+    inspect.set_defaults(run=_inspect)
+    convert = commands.add_parser("convert", help="write a checkpoint in another layout")
+    convert.add_argument("checkpoint", help=_CHECKPOINT)
+    _add_output(convert, required_layout=True)
+    convert.set_defaults(run=_convert)
+    merge = commands.add_parser("merge", help="write a checkpoint with LoRAs merged into it")
+    merge.add_argument("checkpoint", help=_CHECKPOINT)
+    merge.add_argument(
+        "--lora", action="append", required=True, metavar="FILE[:STRENGTH]",
+        help="a LoRA of any format, strength 1 by default; may be repeated",
+    )  # fmt: skip
+    merge.add_argument("--expert", choices=("high", "low"), help="which network this is (Wan2.2)")
+    _add_output(merge, required_layout=False)
+    merge.set_defaults(run=_merge)
+    _add_lora(commands)
+    doctor = commands.add_parser("doctor", help="does this LoRA do what it should? exit code 1: no")
+    doctor.add_argument("lora", help="a LoRA of any format")
+    doctor.add_argument("--base", help=f"the model it is for: {_CHECKPOINT}")
+    doctor.add_argument("--expert", choices=("high", "low"), help="which network the base is")
+    doctor.add_argument("--json", metavar="FILE", help="write the findings; - prints them instead")
+    doctor.add_argument(
+        "--no-forward", action="store_true", help="skip the forward pass (the base in memory)"
+    )
+    doctor.set_defaults(run=_doctor)
+
+
+def _add_output(parser: argparse.ArgumentParser, required_layout: bool) -> None:
+    parser.add_argument("output", help="a new folder, or a .safetensors file")
+    parser.add_argument(
+        "--to", choices=("official", "diffusers", "comfy"), required=required_layout,
+        help="layout of the output" + ("" if required_layout else " (default: the input's)"),
+    )  # fmt: skip
+    parser.add_argument("--dtype", choices=DTYPES, help="default: as in the input")
+    parser.add_argument(
+        "--shard-gb", type=float, default=5.0, help="size of a shard in GB (%(default)g)"
+    )
+
+
+def _add_lora(commands) -> None:
+    lora = commands.add_parser("lora", help="convert a LoRA, or give it a lower rank")
+    actions = lora.add_subparsers(required=True, metavar="action")
+    resize = actions.add_parser("resize", help="lower the rank by SVD and report the error")
+    convert = actions.add_parser("convert", help="write a LoRA in another format")
+    for parser in (resize, convert):
+        parser.add_argument("lora", help="a LoRA of any format")
+        parser.add_argument("output", help="a .safetensors file (peft: or a folder)")
+        parser.add_argument(
+            "--to", choices=("comfy", "diffusers", "kohya", "peft", "pusa"),
+            default="comfy", help="format of the output (%(default)s)",
+        )  # fmt: skip
+        parser.add_argument("--expert", choices=("high", "low"), help="which half of a file of two")
+    resize.add_argument("--rank", type=int, required=True)
+    resize.set_defaults(run=_resize)
+    convert.set_defaults(run=_convert_lora)
+
+
+def _output(options: argparse.Namespace):
+    from pusa.weights.convert import Output
+
+    if not options.shard_gb > 0:
+        raise ValueError(f"--shard-gb must be positive, got {options.shard_gb}.")
+    dtype = None if options.dtype is None else DTYPES[options.dtype]
+    return Output(Path(options.output), options.to, dtype, int(options.shard_gb * 1e9))
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from pusa.weights.files import WeightsError, find_experts, read_checkpoint
+    from pusa.weights.lora_files import read_lora
+
+    for path in find_experts(options.file).values() or [options.file]:
+        try:
+            variant, tensors, layout = read_checkpoint(path)
+        except WeightsError as error:
+            try:
+                adapter = read_lora(path)
+            except WeightsError:
+                raise error from None
+            log.info(
+                "%s: LoRA, %s format, %d modules, %s parameters",
+                path, adapter.format, len(adapter), f"{adapter.num_parameters:,}",
+            )  # fmt: skip
+            continue
+        specs = [tensors.spec(key) for key in tensors]
+        log.info(
+            "%s: %s, %s layout, %d tensors, %s parameters, %s",
+            path, variant, layout, len(specs), f"{sum(spec.numel() for spec in specs):,}",
+            ", ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in specs})),
+        )  # fmt: skip
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from pusa.weights.convert import convert
+
+    for path in convert(options.checkpoint, _output(options), entry.progress_bars("convert")):
+        log.info("wrote %s", path)
+
+
+def _merge(options: argparse.Namespace) -> None:
+    from pusa.weights.lora_files import read_lora
+    from pusa.weights.merge import merge
+
+    loras = []
+    for text in options.lora:
+        file, strength = split_strength(text)
+        loras.append((read_lora(file, options.expert), strength))
+    path = merge(options.checkpoint, loras, _output(options), entry.progress_bars("merge"))
+    log.info("wrote %s", path)
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """FILE[:STRENGTH] -> (file, strength), 1 by default. ValueError if it is no finite number."""
+    file, colon, number = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, 1.0
+    try:
+        strength = float(number)
+    except ValueError:
+        raise ValueError(f"{text}: {number!r} is no strength; write FILE:1.4.") from None
+    if not abs(strength) < float("inf"):
+        raise ValueError(f"{text}: the strength must be a finite number.")
+    return file, strength
+
+
+def _resize(options: argparse.Namespace) -> None:
+    from pusa.weights.lora_files import read_lora, write_lora
+    from pusa.weights.resize import resize
+
+    adapter = read_lora(options.lora, options.expert)
+    shrunk = resize(adapter, options.rank, entry.progress_bars("resize"))
+    path = write_lora(shrunk.adapter, options.output, options.to)
+    worst = max(shrunk.errors, key=lambda module: shrunk.errors[module])
+    log.info(
+        "wrote %s: rank %d instead of %d, lost %.2f%% of the update (worst: %s, %.2f%%)",
+        path, options.rank, max(t.rank for t in adapter.values()), 100 * shrunk.error,
+        worst, 100 * shrunk.errors[worst],
+    )  # fmt: skip
+
+
+def _convert_lora(options: argparse.Namespace) -> None:
+    from pusa.weights.lora_files import read_lora, write_lora
+
+    adapter = read_lora(options.lora, options.expert)
+    path = write_lora(adapter, options.output, options.to)
+    log.info("wrote %s (%s format, from %s)", path, options.to, adapter.format)
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from pusa.weights.doctor import diagnose
+
+    found = diagnose(options.lora, options.base, options.expert, not options.no_forward)
+    if options.json == "-":
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        log.info("%s", found.text())
+        if options.json is not None:
+            write_json(options.json, found.to_json())
+    if not found.ok:
+        sys.exit(1)
