@@ -16,7 +16,8 @@ from pusa import cli_weights, entry
 
 log = logging.getLogger(__name__)
 SIDECAR_TARGETS = (
-    "pusa.pipelines.build.Model", "pusa.models.wan_dit.WanDiT", "pusa.types.LatentSpec",
+    "pusa.pipelines.build.Model", "pusa.models.wan_dit.WanDiT", "pusa.models.mochi_dit.MochiDiT",
+    "pusa.types.LatentSpec",
     "pusa.diffusion.flow.FlowMatching", "pusa.pipelines.generate.Sampler",
 )  # fmt: skip
 _AT_HELP = (

@@ -1,4 +1,4 @@
-"""`pusa` commands for files of weights: inspect, convert, merge, lora, doctor."""
+"""`pusa` commands for files of weights: inspect, convert, merge, lora, doctor, tiny."""
 
 import argparse
 import json
@@ -34,6 +34,13 @@ def add_commands(commands) -> None:
     _add_output(merge, required_layout=False)
     merge.set_defaults(run=_merge)
     _add_lora(commands)
+    tiny = commands.add_parser(
+        "tiny", help="write a model's tiny twin: the vendor's files with random small weights"
+    )
+    tiny.add_argument("variant", help="as wan21_t2v_14b; a wrong name lists them")
+    tiny.add_argument("folder", help="a new folder, as models/tiny/wan21_t2v_14b")
+    tiny.add_argument("--seed", type=int, default=0)
+    tiny.set_defaults(run=_tiny)
     doctor = commands.add_parser("doctor", help="does this LoRA do what it should? exit code 1: no")
     doctor.add_argument("lora", help="a LoRA of any format")
     doctor.add_argument("--base", help=f"the model it is for: {_CHECKPOINT}")
@@ -73,6 +80,12 @@ def _add_lora(commands) -> None:
     resize.add_argument("--rank", type=int, required=True)
     resize.set_defaults(run=_resize)
     convert.set_defaults(run=_convert_lora)
+
+
+def _tiny(options: argparse.Namespace) -> None:
+    from pusa.pipelines.tiny import write_tiny_model
+
+    log.info("wrote %s", write_tiny_model(options.variant, options.folder, options.seed))
 
 
 def _output(options: argparse.Namespace):

@@ -102,7 +102,8 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # Advice that does not hold here: data is in memory, steps are counted.
     for pattern in (".*does not have many workers.*", ".*treespec.*", ".*LeafSpec.*",
-                    ".*ran out of data.*", ".*mid-epoch.*", ".*lr_scheduler.step.*"):  # fmt: skip
+                    ".*ran out of data.*", ".*mid-epoch.*", ".*lr_scheduler.step.*",
+                    ".*smaller than the logging interval.*"):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     from transformers.utils import logging as transformers_logging
 

@@ -51,7 +51,13 @@ FILE_STAIRS = {
     "pusa/models/vae.py": {"weights.lazy", "weights.vae_keys"},
     "pusa/models/text.py": {"weights.lazy", "weights.text_keys"},
 }
-ROOF = {"pusa/cli.py", "pusa/cli_weights.py", "pusa/entry.py", "train.py", "evaluate.py"}  # may import anything
+ROOF = {
+    "pusa/cli.py",
+    "pusa/cli_weights.py",
+    "pusa/entry.py",
+    "train.py",
+    "evaluate.py",
+}  # may import anything
 
 # Library -> the only files that may import it.
 DOORS = {

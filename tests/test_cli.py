@@ -34,7 +34,7 @@ def test_toy_clips_are_encoded_into_the_cache_and_found_again(root, caplog):
 def test_the_shipped_text_encoder_is_the_one_that_the_command_makes(tmp_path):
     main(["tiny-text-encoder", str(tmp_path / "made")])
     made, shipped = (
-        load_text_encoder(p, 24) for p in (tmp_path / "made", REPLICA / "text_encoder")
+        load_text_encoder(p, text_len=24) for p in (tmp_path / "made", REPLICA / "text_encoder")
     )
     captions = ["a red three moves left over coffee , camera pan-up", ""]
     assert torch.equal(made.encode(captions).embedding, shipped.encode(captions).embedding)

@@ -1,10 +1,13 @@
 """Every config composes, builds and keeps its promises."""
 
+import inspect
+
 import pytest
 import torch
 
 from pusa.diffusion.conditioning import Task
-from pusa.entry import build
+from pusa.entry import build, plain_config
+from pusa.models.variants import BACKBONES, VARIANTS
 from tests.conftest import REPOSITORY, compose_config
 
 CONFIGS = REPOSITORY / "configs"
@@ -34,6 +37,26 @@ def test_every_model_builds_on_meta(name, root):
         backbone = model.backbone()
     assert all(p.is_meta for p in backbone.parameters())
     assert backbone.in_channels == model.spec.channels
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_is_the_variant_of_its_name(name, root):
+    cfg = plain_config(compose_config("train", f"model={name}", "name=x").model)
+    assert cfg["name"] == name
+    built = {"attention": "sdpa", "gradient_checkpointing": False}
+    signature = inspect.signature(BACKBONES[VARIANTS[name].family].__init__).parameters
+    defaults = {key: p.default for key, p in signature.items() if p.default is not p.empty}
+    expected = defaults | dict(VARIANTS[name].arguments)
+    given = defaults | {k: v for k, v in cfg["backbone"].items() if not k.startswith("_")}
+    assert given | built == expected | built
+
+
+@pytest.mark.parametrize("name", [n for n in names("model") if f"{n}_tiny" in names("model")])
+def test_a_twin_differs_from_its_model_in_size_alone(name, root):
+    big, tiny = (plain_config(compose_config("train", f"model={n}", "name=x").model)
+                 for n in (name, f"{name}_tiny"))  # fmt: skip
+    for key in ("flow", "spec", "fps", "guidance_scale", "negative_prompt", "expert"):
+        assert big.get(key) == tiny.get(key)
 
 
 @pytest.mark.parametrize("name", names("timesteps"))

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 WEIGHTINGS = ("none", "bell")
+GRIDS = ("shifted", "linear_quadratic")
+LINEAR_PART = 0.025  # how far the linear half of Mochi's grid comes down from 1
 
 
 def per_frame(values: Tensor) -> Tensor:
@@ -26,10 +28,12 @@ class FlowMatching:
 
     shift: time shift of sampling and training grids. weighting: loss weight by noise level, "none"
     (what the released Pusa weights effectively saw) or "bell" (DiffSynth's, mean 1 on its grid).
+    grid: of sampling, "shifted" (Wan) or "linear_quadratic" (Mochi, with shift 1).
     """
 
     shift: float = 5.0
     weighting: str = "none"
+    grid: str = "shifted"
 
     def __post_init__(self):
         if not self.shift > 0:
@@ -37,11 +41,16 @@ class FlowMatching:
         if self.weighting not in WEIGHTINGS:
             known = ", ".join(WEIGHTINGS)
             raise ValueError(f"flow.weighting={self.weighting!r} is unknown; use one of {known}.")
+        if self.grid not in GRIDS:
+            known = ", ".join(GRIDS)
+            raise ValueError(f"flow.grid={self.grid!r} is unknown; use one of {known}.")
 
     def sigmas(self, num_steps: int) -> Tensor:
         """Sampling grid (num_steps + 1,), float32, from 1 down to exactly 0."""
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}.")
+        if self.grid == "linear_quadratic":
+            return linear_quadratic(num_steps).float()
         u = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
         return shift_sigma(u, self.shift).float()
 
@@ -70,6 +79,19 @@ class FlowMatching:
             return torch.ones_like(sigma)
         mean = _bell_mean(self.shift)
         return ((_bell(sigma) - _BELL_FLOOR) / mean).clamp(min=0)
+
+
+def linear_quadratic(num_steps: int) -> Tensor:
+    """Mochi's grid (num_steps + 1,), float64: half of the steps go down to 0.975 evenly, the rest
+    to 0 along a parabola that leaves that line smoothly."""
+    half = num_steps // 2
+    if half == 0:
+        return torch.tensor([1.0, 0.0], dtype=torch.float64)
+    slope, rest = LINEAR_PART / half, num_steps - half
+    down = slope * torch.arange(half + 1, dtype=torch.float64)
+    step = torch.arange(1, rest + 1, dtype=torch.float64)
+    bend = (1 - LINEAR_PART - slope * rest) / rest**2
+    return 1 - torch.cat([down, LINEAR_PART + slope * step + bend * step**2])
 
 
 _BELL_FLOOR = math.exp(-0.5)  # the bell's value at sigma = 0 and 1

@@ -12,7 +12,7 @@ from torch import nn
 
 from pusa.atomic import write_json
 from pusa.data import video
-from pusa.data.latents import content_key, file_digest
+from pusa.data.latents import content_key, file_digest, fingerprint
 from pusa.diffusion.conditioning import Task
 from pusa.evaluation.baselines import Codec, GroundTruth, StaticCopy, System
 from pusa.evaluation.compare import compare, video_path
@@ -28,7 +28,6 @@ from pusa.evaluation.systems import (
 )
 from pusa.evaluation.tables import scores_of
 from pusa.pipelines.build import Model, build_adapted
-from pusa.pipelines.encode import folder_fingerprint
 from pusa.pipelines.generate import Sampler
 from pusa.pipelines.prepare import Source
 
@@ -73,9 +72,9 @@ def evaluate_replica(
         "base": model.build_backbone().to(model.run_device()),
         "VTA": build_adapted(model, suite.lora, suite.strength).to(model.run_device()),
     }
-    codec = folder_fingerprint(model.vae)
+    codec = fingerprint(model.vae)
     key = content_key(
-        file_digest(_weights(model)), codec, folder_fingerprint(model.text_encoder), repr(sampler),
+        fingerprint(_weights(model)), codec, fingerprint(model.text_encoder), repr(sampler),
         repr(model.flow), model.dtype, model.text_len, repr(model.negative_prompt),
     )  # fmt: skip
     keys = {"base": key, "VTA": content_key(key, file_digest(suite.lora), suite.strength)}

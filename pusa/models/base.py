@@ -1,4 +1,5 @@
-"""What the other rooms may rely on: a backbone, a VAE and a text encoder, as protocols."""
+"""What the other rooms may rely on: a backbone, a VAE and a text encoder, as protocols, and the
+rule by which every VAE takes the frames it is asked for."""
 
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -18,7 +19,12 @@ class VideoBackbone(Protocol):
 
 
 class VideoVAE(Protocol):
-    """encode: frames (B, 3, T, H, W) in [-1, 1] -> normalized latents (B, C, F, h, w) and back."""
+    """encode: frames (B, 3, T, H, W) in [-1, 1] -> normalized latents (B, C, F, h, w) and back.
+
+    start, num_latents: as of `needed_frames`, for an extension or a clip cut in the middle; the
+    VAEs are causal, so that encode(frames, num_latents=k) is encode(frames)[:, :, :k], without
+    paying for the rest.
+    """
 
     spec: LatentSpec
 
@@ -26,7 +32,7 @@ class VideoVAE(Protocol):
 
     def to(self, device: torch.device) -> "VideoVAE": ...
 
-    def encode(self, frames: Tensor) -> Tensor: ...
+    def encode(self, frames: Tensor, start: int = 0, num_latents: int | None = None) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
 
@@ -37,3 +43,33 @@ class TextEncoder(Protocol):
     text_len: int
 
     def encode(self, captions: Sequence[str]) -> Text: ...
+
+
+def needed_frames(
+    frames: Tensor, spec: LatentSpec, start: int = 0, num_latents: int | None = None
+) -> Tensor:
+    """The part of a clip (B, 3, T, H, W) that its latents are made of, in the order of the clip.
+
+    start: pixel frame that becomes latent 0, an image latent that knows nothing of the frames
+    before it; num_latents: how many latents are wanted, by default all of a clip whose T - start
+    is 4k+1 (6k+1 for Mochi). ValueError for another number of frames, for sides that are not
+    multiples of the spatial stride and for a start or num_latents beyond the clip.
+    """
+    if frames.ndim != 5 or frames.shape[1] != 3:
+        raise ValueError(
+            f"frames have the shape {tuple(frames.shape)}; expected (B, 3, T, H, W) in [-1, 1]."
+        )
+    spec.latent_size(frames.shape[3], frames.shape[4], patch=1)
+    total = frames.shape[2]
+    if not 0 <= start < total:
+        raise ValueError(f"start={start} is not a frame of the clip; use 0 to {total - 1}.")
+    if num_latents is None:
+        spec.num_latent_frames(total - start)
+        return frames[:, :, start:]
+    available = (total - start - 1) // spec.temporal_stride + 1
+    if not 1 <= num_latents <= available:
+        raise ValueError(
+            f"num_latents={num_latents}: the {total - start} frames from {start} on make "
+            f"{available}; use 1 to {available}."
+        )
+    return frames[:, :, start : start + spec.num_pixel_frames(num_latents)]

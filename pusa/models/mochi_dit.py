@@ -33,7 +33,7 @@ REFERENCE_SIDE = 192  # rows and columns are spread over an area of 192 x 192, w
 
 
 def modulation(linear: nn.Linear, conditioning: Tensor) -> Tensor:
-    """SiLU and projection of the conditioning (B, F, D), float32 also under autocast."""
+    """SiLU and projection of the conditioning (B, F, D), in the weights' dtype; float32 out."""
     with torch.autocast(conditioning.device.type, enabled=False):
         return linear(functional.silu(conditioning).to(linear.weight.dtype)).float()
 
@@ -231,13 +231,14 @@ class FinalLayer(nn.Module):
 class MochiDiT(nn.Module):
     """Mochi-1's DiT, exact to the official weights, with a sigma per latent frame.
 
-    The time path (sinusoid, time MLP, modulation, gates), norms and rope angles are float32, also
+    The time path (sinusoid, time MLP, last modulation), norms and rope angles are float32, also
     under bf16 autocast or bf16 weights; the residual streams have the weights' (or autocast's)
     dtype, as in the official code. The width of the text stream is text_stream_dim.
     """
 
     # Cast to a lower precision, these would lose what the time path and the angles are.
-    keep_float32 = ("t_embedder", "mod_x", "mod_y", "final_layer.mod", "norm", "pos_frequencies")
+    # Not the blocks' own modulation, 2.7 B parameters: it is bf16 in the official code, too.
+    keep_float32 = ("t_embedder", "final_layer.mod", "norm", "pos_frequencies")
 
     def __init__(
         self,

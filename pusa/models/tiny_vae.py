@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pusa.models.base import needed_frames
 from pusa.types import LatentSpec
 
 
@@ -89,7 +90,9 @@ class TinyVAE(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1, 1), persistent=False)
 
-    def encode(self, frames: Tensor) -> Tensor:
+    def encode(self, frames: Tensor, start: int = 0, num_latents: int | None = None) -> Tensor:
+        """start, num_latents and ValueErrors: see `needed_frames`."""
+        frames = needed_frames(frames, self.spec, start, num_latents)
         return (self.encode_raw(frames) - self.mean) / self.std
 
     def decode(self, latents: Tensor) -> Tensor:

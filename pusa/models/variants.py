@@ -120,7 +120,8 @@ def detect(specs: Mapping[str, Tensor]) -> Variant:
 
 def _shown(variant: Variant) -> dict[str, int | bool]:
     defaults = _DEFAULTS if variant.family == "wan" else _DEFAULTS_MOCHI
-    return {name: variant.arguments.get(name, defaults.get(name)) for name in _SEEN[variant.family]}
+    arguments = defaults | dict(variant.arguments)
+    return {name: arguments[name] for name in _SEEN[variant.family]}
 
 
 def _unlisted(family: str, seen: dict[str, int | bool]) -> Variant:

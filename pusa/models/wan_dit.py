@@ -14,6 +14,7 @@ from pusa.models.layers import (
     ATTENTION,
     RMSNorm,
     attention,
+    check_inputs,
     modulate,
     plain_layer_norm,
     rope_table,
@@ -242,22 +243,7 @@ class WanDiT(nn.Module):
         return functional.pad(embedding, (0, 0, 0, self.text_len - embedding.shape[1]))
 
     def _check(self, latents: Tensor, sigma: Tensor, text: Text, image: Tensor | None) -> None:
-        if latents.ndim != 5 or latents.shape[1] != self.in_channels:
-            raise ValueError(
-                f"latents {tuple(latents.shape)} are not (B, {self.in_channels}, F, h, w)."
-            )
-        batch, _, frames, height, width = latents.shape
-        if height % PATCH[1] or width % PATCH[2]:
-            raise ValueError(f"latent size {height}x{width} is odd; use even sides (patch 2x2).")
-        if sigma.shape not in ((batch,), (batch, frames)):
-            raise ValueError(
-                f"sigma {tuple(sigma.shape)} is neither ({batch},) nor ({batch}, {frames})."
-            )
-        shape = text.embedding.shape
-        if len(shape) != 3 or shape[0] != batch or shape[2] != self.text_dim:
-            raise ValueError(f"text {tuple(shape)} is not ({batch}, L, {self.text_dim}).")
-        if shape[1] > self.text_len:
-            raise ValueError(f"text has {shape[1]} tokens, this model takes {self.text_len}.")
+        check_inputs(latents, sigma, text, self.in_channels, self.text_dim, self.text_len)
         if (image is None) != (self.img_emb is None):
             need = "needs" if image is None else "takes no"
             raise ValueError(f"this model {need} image tokens (B, {IMAGE_TOKENS}, {IMAGE_DIM}).")

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pusa.data.latents import content_key, file_digest
+from pusa.data.latents import fingerprint
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.base import VideoVAE
-from pusa.models.text import UMT5TextEncoder, load_text_encoder
+from pusa.models.text import T5TextEncoder, load_text_encoder
 from pusa.models.vae import load_vae
 from pusa.rng import generator_for
 from pusa.types import LatentSpec
@@ -26,11 +26,12 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 class Model:
     """Everything that configs/model/*.yaml says about one model.
 
-    backbone: builds the network; weights: its safetensors file (official keys), or None for a
-    random start; vae, text_encoder: local folders; dtype: precision of the frozen weights;
+    backbone: builds the network; weights: its checkpoint in any layout that is read, or None for a
+    random start; vae, text_encoder: local files or folders; dtype: precision of the frozen weights;
     spec: how the VAE folds pixels; num_frames, height, width, fps: what it was made for;
     negative_prompt: None means no text at all; device: of sampling ("auto": a GPU if there is one),
-    training is placed by the trainer.
+    training is placed by the trainer. expert: "high" or "low" where the model is one of two; its
+    LoRAs say so, and the other's are refused. latent_space: of the VAE, see `load_vae`.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Model:
     negative_prompt: str | None = None
     dtype: str = "float32"
     device: str = "auto"
+    expert: str | None = None
+    latent_space: str = "normalized"
 
     def run_device(self) -> torch.device:
         """Where sampling runs: "auto" is the first GPU if there is one."""
@@ -61,6 +64,8 @@ class Model:
         if self.dtype not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"model.dtype={self.dtype!r} is unknown; use one of {known}.")
+        if self.expert not in (None, "high", "low"):
+            raise ValueError(f"model.expert={self.expert!r} is unknown; use high or low.")
         self.latent_shape()
 
     def latent_shape(
@@ -78,23 +83,13 @@ class Model:
         )
 
     def input_marks(self) -> dict[str, str]:
-        """What the files behind the paths are, by content (by size from 256 MB on); {} if absent.
-
-        A run is the same run only if these are the same.
-        """
-        marks = {}
-        for name, path in (
-            ("weights", self.weights),
-            ("vae", self.vae),
-            ("text", self.text_encoder),
-        ):
-            files = sorted(p for p in Path(path).rglob("*") if p.is_file()) if path else []
-            files = [Path(path)] if path and Path(path).is_file() else files
-            sizes = [(file, file.stat().st_size) for file in files]
-            marks[name] = content_key(
-                *(file_digest(file) if size < 2**28 else size for file, size in sizes)
-            )
-        return marks
+        """What the files behind the paths are; "" if absent. A run is the same run only if these
+        are the same."""
+        paths = {"weights": self.weights, "vae": self.vae, "text": self.text_encoder}
+        return {
+            name: fingerprint(path) if path and Path(path).exists() else ""
+            for name, path in paths.items()
+        }
 
     def build_backbone(self, seed: int = 0) -> nn.Module:
         """The network with its weights, frozen, in eval mode; a random start without weights."""
@@ -109,19 +104,19 @@ class Model:
         return backbone.eval().requires_grad_(False)
 
     def build_vae(self) -> VideoVAE:
-        vae = load_vae(self.vae)
+        vae = load_vae(self.vae, latent_space=self.latent_space)
         if vae.spec != self.spec:
             raise ValueError(
                 f"{self.vae}: folds pixels as {vae.spec}, model.spec says {self.spec}."
             )
         return vae
 
-    def build_text_encoder(self) -> UMT5TextEncoder:
-        return load_text_encoder(self.text_encoder, self.text_len)
+    def build_text_encoder(self) -> T5TextEncoder:
+        return load_text_encoder(self.text_encoder, text_len=self.text_len)
 
 
 def build_adapted(model: Model, lora: str, strength: float = 1.0) -> nn.Module:
     """The model's backbone with a LoRA file at a strength. WeightsError if it does not fit."""
     backbone = model.build_backbone()
-    load_lora(backbone, lora, strength)
+    load_lora(backbone, lora, strength, expert=model.expert)
     return backbone

@@ -4,14 +4,13 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pusa.data import clips, video
-from pusa.data.latents import Entry, LatentCache, content_key, file_digest
+from pusa.data.latents import Entry, LatentCache, content_key, file_digest, fingerprint
 from pusa.models.base import TextEncoder, VideoVAE
 
 log = logging.getLogger(__name__)
@@ -45,19 +44,6 @@ class EncodeSettings:
         return f"{self.num_frames}x{self.height}x{self.width}/{self.fit}"
 
 
-@cache
-def folder_fingerprint(folder: str | Path) -> str:
-    """Content hash of the weight and config files of a model folder."""
-    files = sorted(
-        p for p in Path(folder).rglob("*") if p.suffix in (".json", ".safetensors", ".pth")
-    )
-    if not files:
-        raise ValueError(
-            f"{folder}: no weight files in it; check model.vae and model.text_encoder."
-        )
-    return content_key(*(part for p in files for part in (p.name, file_digest(p))))
-
-
 def dataset_fingerprint(
     manifest: str | Path, settings: EncodeSettings, vae_folder, text_folder, text_len: int
 ) -> str:
@@ -65,8 +51,8 @@ def dataset_fingerprint(
     entries = clips.read_manifest(manifest)
     stats = [f"{c.path.name}/{c.path.stat().st_size}/{c.path.stat().st_mtime_ns}" for c in entries]
     return content_key(
-        file_digest(manifest), *stats, settings.look, text_len, folder_fingerprint(vae_folder),
-        folder_fingerprint(text_folder),
+        file_digest(manifest), *stats, settings.look, text_len, fingerprint(vae_folder),
+        fingerprint(text_folder),
     )  # fmt: skip
 
 

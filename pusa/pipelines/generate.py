@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class Sampler:
             raise ValueError(f"sampler.num_steps must be at least 1, got {self.num_steps}.")
 
     def flow(self, flow: FlowMatching) -> FlowMatching:
-        return flow if self.shift is None else FlowMatching(self.shift, flow.weighting)
+        return flow if self.shift is None else replace(flow, shift=self.shift)
 
 
 @dataclass(frozen=True)

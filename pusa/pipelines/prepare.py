@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pusa.data import toy
-from pusa.data.latents import LatentCache
+from pusa.data.latents import LatentCache, fingerprint
 from pusa.pipelines.build import Model
 from pusa.pipelines.encode import (
     EncodeSettings,
     dataset_fingerprint,
     encode_clips,
-    folder_fingerprint,
 )
 
 log = logging.getLogger(__name__)
@@ -93,19 +92,16 @@ def prepare(
         source.render(progress)
         if settings is None:
             continue
-        fingerprint = dataset_fingerprint(
+        mark = dataset_fingerprint(
             source.manifest, settings, model.vae, model.text_encoder, model.text_len
         )
-        if (
-            store.index_path(source.name).is_file()
-            and store.read_index(source.name)[0] == fingerprint
-        ):
+        if store.index_path(source.name).is_file() and store.read_index(source.name)[0] == mark:
             continue
         vae = vae or model.build_vae()
         text_encoder = text_encoder or model.build_text_encoder()
         log.info("encoding %s into %s", source.manifest, store.folder)
         entries = encode_clips(
-            source.manifest, store, settings, vae, text_encoder, folder_fingerprint(model.vae),
-            folder_fingerprint(model.text_encoder), progress(f"encode {source.name}"),
+            source.manifest, store, settings, vae, text_encoder, fingerprint(model.vae),
+            fingerprint(model.text_encoder), progress(f"encode {source.name}"),
         )  # fmt: skip
-        store.write_index(source.name, fingerprint, entries)
+        store.write_index(source.name, mark, entries)

@@ -12,10 +12,9 @@ from torch import Tensor
 
 from pusa.atomic import write_json
 from pusa.data import video
-from pusa.data.latents import file_digest
+from pusa.data.latents import file_digest, fingerprint
 from pusa.diffusion.conditioning import Anchor, Task
 from pusa.pipelines.build import Model
-from pusa.pipelines.encode import folder_fingerprint
 from pusa.pipelines.generate import Request, Sampler, generate
 from pusa.pipelines.positions import Condition, parse_condition
 from pusa.weights.lora import load_lora
@@ -74,7 +73,7 @@ def produce(
     device = model.run_device()
     backbone = model.build_backbone().to(device)
     if what.lora is not None:
-        load_lora(backbone, what.lora, what.strength)
+        load_lora(backbone, what.lora, what.strength, expert=model.expert)
     text_encoder = model.build_text_encoder().to(device)
     negative = (
         None if model.negative_prompt is None else text_encoder.encode([model.negative_prompt])
@@ -123,11 +122,10 @@ def _writable(output: str) -> Path:
 
 
 def _digests(model: Model, what: Description, conditions: Iterable[Condition]) -> dict[str, str]:
-    files = [model.weights, what.lora, *(str(condition.file) for condition in conditions)]
+    files = [what.lora, *(str(condition.file) for condition in conditions)]
     digests = {str(name): file_digest(name) for name in files if name is not None and _exists(name)}
-    for folder in (model.vae, model.text_encoder):
-        digests[str(folder)] = folder_fingerprint(folder)
-    return digests
+    weights = (model.weights, model.vae, model.text_encoder)
+    return digests | {str(path): fingerprint(path) for path in weights if path is not None}
 
 
 def _exists(path: str) -> bool:

@@ -117,7 +117,8 @@ class VTAModule(L.LightningModule):
 
     def _export_lora(self, path: Path, recipe: Mapping) -> Path:
         """Write the LoRA, then examine the file: WeightsError (the file stays) if it is no good."""
-        write_lora(adapter_of(self.backbone, recipe=recipe), path)
+        adapter = adapter_of(self.backbone, recipe=recipe, expert=self.model.expert)
+        write_lora(adapter, path)
         found = diagnose_saved(path, self.backbone)
         write_json(path.with_suffix(".doctor.json"), found.to_json())
         log.info("%s", found.text())

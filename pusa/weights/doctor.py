@@ -57,7 +57,7 @@ class Diagnosis:
 
     def to_json(self) -> dict:
         """Plain values; numbers that are not finite become None."""
-        return {"ok": self.ok, "verdict": self.verdict(), **_finite_only(asdict(self))}
+        return _finite_only({"ok": self.ok, "verdict": self.verdict(), **asdict(self)})
 
     def verdict(self) -> str:
         if not self.ok:
@@ -105,7 +105,7 @@ def _span(values: list) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
-def _finite_only(value):
+def _finite_only(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite_only(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -153,9 +153,11 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
 
 
 def _cast(tensor: Tensor, key: str, keep: Iterable[str], dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not tensor.is_floating_point():
+    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
         return tensor
-    return tensor.to(torch.float32 if any(part in key for part in keep) else dtype)
+    # A copy even where float32 stays float32: one mapped tensor would hold its whole shard in
+    # memory, of which most is read only to be cast.
+    return tensor.to(torch.float32 if any(part in key for part in keep) else dtype, copy=True)
 
 
 def check_fit(

@@ -102,3 +102,26 @@ def test_a_nan_in_a_clean_frame_does_not_reach_the_loss():
 def test_bad_settings_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         FlowMatching(**options)
+
+
+def test_mochis_grid_is_the_published_one():
+    """genmo's linear-quadratic schedule of 30 steps (spec: 1, .99833, .99667 ... .124, 0)."""
+    sigmas = FlowMatching(shift=1.0, grid="linear_quadratic").sigmas(30)
+    expected = {0: 1, 1: 0.99833, 2: 0.99667, 15: 0.975, 16: 0.96911, 17: 0.95478, 18: 0.932,
+                28: 0.23978, 29: 0.12411, 30: 0}  # fmt: skip
+    for step, value in expected.items():
+        assert sigmas[step] == pytest.approx(value, abs=6e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 7, 64, 1000])
+def test_mochis_grid_falls_from_one_to_zero_and_bends_smoothly(num_steps):
+    sigmas = FlowMatching(shift=1.0, grid="linear_quadratic").sigmas(num_steps)
+    assert len(sigmas) == num_steps + 1
+    assert (sigmas[0], sigmas[-1]) == (1, 0)
+    assert (sigmas.diff() < 0).all()
+    assert (sigmas.double().diff().diff() < 1e-6).all()  # steps never become smaller
+
+
+def test_an_unknown_grid_is_refused():
+    with pytest.raises(ValueError, match=r"flow\.grid='cosine' is unknown"):
+        FlowMatching(grid="cosine")

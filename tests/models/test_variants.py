@@ -35,7 +35,9 @@ def test_every_variant_has_a_twin_with_the_same_structure(name):
     big, tiny = (VARIANTS[n].build().state_dict() for n in (name, f"{name}_tiny"))
 
     def in_first_block(state):
-        return {key for key in state if key.startswith("blocks.0.") or not key.startswith("blocks.")}
+        return {
+            key for key in state if key.startswith("blocks.0.") or not key.startswith("blocks.")
+        }
 
     assert in_first_block(big) == in_first_block(tiny)
 

@@ -17,7 +17,7 @@ SETTINGS = EncodeSettings(num_frames=17, height=32, width=32, batch_size=2)
 
 @pytest.fixture(scope="module")
 def encoders():
-    return load_vae(REPLICA / "vae"), load_text_encoder(REPLICA / "text_encoder", 24)
+    return load_vae(REPLICA / "vae"), load_text_encoder(REPLICA / "text_encoder", text_len=24)
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""The commands for files of weights, as they are typed."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from pusa import cli
+from pusa.cli_weights import split_strength
+from pusa.pipelines.tiny import TWINS, write_tiny_model
+from pusa.weights.files import read_checkpoint
+from pusa.weights.lora import read_lora, write_lora
+from tests.conftest import compose_config
+from tests.weights.conftest import make_adapter, make_twin, save
+
+T2V = "wan21_t2v_14b_tiny"
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch, caplog):
+    """A base and two LoRAs in the working folder."""
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    model = make_twin(T2V)
+    save(model, T2V, tmp_path / "base")
+    write_lora(make_adapter(model, 8, 8.0), tmp_path / "a.safetensors", "kohya")
+    write_lora(make_adapter(model, 4, 4.0, seed=5), tmp_path / "b.safetensors", "diffusers")
+    return tmp_path
+
+
+def run(*arguments) -> int:
+    """Exit code of a command."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_convert_inspect_and_convert_back(files, caplog):
+    assert run("convert", "base", "pipe/transformer", "--to", "diffusers", "--shard-gb", 3e-4) == 0
+    assert run("convert", "pipe", "one.safetensors", "--to", "comfy", "--dtype", "bfloat16") == 0
+    assert run("inspect", "one.safetensors") == 0
+    assert "comfy layout, 123 tensors, 289,600 parameters, bfloat16" in caplog.text
+    assert run("inspect", "a.safetensors") == 0
+    assert "LoRA, kohya format, 40 modules" in caplog.text
+    assert read_checkpoint("pipe").layout == "diffusers"
+
+
+def test_merge_with_strengths(files):
+    command = ("merge", "base", "merged", "--lora", "a.safetensors:1.4", "--lora", "b.safetensors")
+    assert run(*command) == 0
+    key = "blocks.1.ffn.2.weight"
+    base, merged = (read_checkpoint(path).tensors[key] for path in ("base", "merged"))
+    deltas = [read_lora(f"{n}.safetensors")["blocks.1.ffn.2"].delta() for n in "ab"]
+    torch.testing.assert_close(merged, base + 1.4 * deltas[0] + deltas[1], atol=1e-6, rtol=1e-6)
+
+
+def test_lora_convert_and_resize(files, caplog):
+    assert run("lora", "convert", "a.safetensors", "c.safetensors", "--to", "peft") == 0
+    assert run("lora", "resize", "a.safetensors", "small.safetensors", "--rank", 2) == 0
+    assert "rank 2 instead of 8, lost" in caplog.text
+    assert {t.rank for t in read_lora("small.safetensors").values()} == {2}
+    assert run("lora", "resize", "a.safetensors", "x.safetensors", "--rank", 0) == 1
+
+
+def test_doctors_exit_code_and_json(files, capsys):
+    assert run("doctor", "a.safetensors", "--base", "base", "--json", "found.json") == 0
+    found = json.loads((files / "found.json").read_text())
+    assert found["ok"]
+    assert found["forward"]["at_1"] > 0
+    capsys.readouterr()
+    (files / "bad.safetensors").write_bytes(b"nothing")
+    assert run("doctor", "bad.safetensors", "--base", "base", "--json", "-") == 1
+    printed = capsys.readouterr().out
+    assert "not a whole safetensors file" in json.loads(printed)["errors"][0]
+    assert run("doctor", "a.safetensors", "--base", "nowhere") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("convert", "base", "base", "--to", "diffusers"), "is there already"),
+        (("convert", "none", "x", "--to", "diffusers"), "is not a weight format"),
+        (("convert", "base", "x", "--to", "official", "--shard-gb", "-1"), "must be positive"),
+        (("merge", "base", "x", "--lora", "a.safetensors:much"), "'much' is no strength"),
+        (("merge", "base", "x", "--lora", "a.safetensors:inf"), "must be a finite number"),
+        (("merge", "base", "x", "--lora", "none.safetensors"), "no such weight file"),
+        (("inspect", "base/config.json"), "is not a weight format"),
+        (("tiny", "wan3", "x"), "'wan3' has no tiny twin; use one of wan21_t2v_1_3b"),
+        (("tiny", "mochi_1", "base"), "is there already"),
+    ],
+)
+def test_bad_input_is_one_message(files, capsys, arguments, message):
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a.pt", ("a.pt", 1.0)), ("a.pt:0.5", ("a.pt", 0.5)), ("C:/a:-2", ("C:/a", -2.0))],
+)
+def test_strengths_are_split_off(text, expected):
+    assert split_strength(text) == expected
+
+
+def test_a_tiny_model_is_a_whole_official_folder(tmp_path):
+    write_tiny_model("wan22_t2v_a14b", tmp_path / "m")
+    names = {str(p.relative_to(tmp_path / "m")) for p in (tmp_path / "m").rglob("*") if p.is_file()}
+    assert {
+        "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl/tokenizer.json",
+        "high_noise_model/config.json", "low_noise_model/config.json",
+        "low_noise_model/diffusion_pytorch_model.safetensors.index.json",
+    } <= names  # fmt: skip
+    high, low = (read_checkpoint(tmp_path / "m" / f"{e}_noise_model") for e in ("high", "low"))
+    assert not torch.equal(high.tensors["head.head.weight"], low.tensors["head.head.weight"])
+    assert high.tensors["head.head.weight"].any()
+
+
+@pytest.mark.parametrize("name", [name for name in TWINS if "i2v" not in name.split("_")])
+def test_every_twin_samples_and_trains_from_its_official_files(tmp_path, monkeypatch, name):
+    """The real commands on the real files' layout, to a LoRA that the doctor accepts."""
+    monkeypatch.setenv("PUSA_ROOT", str(tmp_path))
+    write_tiny_model(name, tmp_path / "models" / "tiny" / name)
+    cfg = compose_config(
+        "train", "experiment=tiny_vta", "name=run", f"model={name}_tiny", "logger.wandb=off",
+        f"lora={'vta_mochi' if name == 'mochi_1' else 'vta'}", "data.num_clips=2", "batch_size=2",
+        "trainer.max_steps=2", "data.heldout.toy.num_clips=2", "callbacks.grid=null",
+    )  # fmt: skip
+    train.train(cfg)
+    lora = tmp_path / "outputs" / "run" / "lora.safetensors"
+    assert run("doctor", lora, "--base", cfg.model.weights) == 0
+    assert read_lora(lora).expert == cfg.model.get("expert")
+    videos = []
+    for strength in (0, 1000):
+        videos.append(tmp_path / f"{strength}.mp4")
+        command = ("generate", "--model", f"{name}_tiny", "--prompt", "a red three", "--steps", 2)
+        assert run(*command, "--lora", lora, "--strength", strength, "-o", videos[-1]) == 0
+    assert videos[0].read_bytes() != videos[1].read_bytes()
