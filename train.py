@@ -29,13 +29,16 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         return
     checkpoint = folder.open(recipe, cfg.resume, cfg.overwrite, entry.differences)
     sources = [entry.build(node) for node in (cfg.data.train, cfg.data.heldout) if node is not None]
-    prepare(sources, cfg.paths.cache, model, settings, entry.progress_bars)
+    indices = prepare(sources, cfg.paths.cache, model, settings, entry.progress_bars)
     L.seed_everything(cfg.seed, workers=True, verbose=False)  # for what libraries draw
     callbacks = [entry.build(node) for node in cfg.callbacks.values() if node is not None]
+    data = entry.build(cfg.data.batches)
+    if settings is not None:
+        data.indices = indices
     loggers = build_loggers(cfg.paths.run, name=cfg.name, config=recipe, **cfg.logger)
     fit(
         module=entry.build(cfg.module),
-        data=entry.build(cfg.data.batches),
+        data=data,
         trainer=entry.build(cfg.trainer)(
             callbacks=[*callbacks, Export(folder.path, recipe)], logger=loggers
         ),

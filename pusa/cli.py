@@ -6,13 +6,14 @@ Commands for files of weights are in cli_weights.
 import argparse
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pusa import cli_weights, entry
+from pusa import cli_data, cli_weights, entry
 
 log = logging.getLogger(__name__)
 SIDECAR_TARGETS = (
@@ -40,12 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_generate(commands)
-    encode = commands.add_parser("encode", help="encode a manifest's clips into the latent cache")
-    encode.add_argument("manifest", help="metadata.csv with columns file_name,text")
-    encode.add_argument("--name", required=True, help="name of the data set in the cache")
-    _add_model(encode)
-    encode.add_argument("--on-bad-clip", choices=("stop", "skip"), default="stop")
-    encode.set_defaults(run=_encode)
+    _add_encode(commands)
     toy = commands.add_parser("toy", help="render captioned toy clips with known truth")
     toy.add_argument("folder")
     toy.add_argument("--split", choices=("train", "heldout"), default="train")
@@ -56,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("folder")
     text.set_defaults(run=_text_encoder)
     cli_weights.add_commands(commands)
+    cli_data.add_commands(commands)
     return parser
 
 
@@ -65,6 +62,25 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
         help="override any config key, as model.dtype=bfloat16; may be repeated",
     )  # fmt: skip
+
+
+def _add_encode(commands) -> None:
+    encode = commands.add_parser(
+        "encode", help="encode clips into the latent cache; what is there is not done again"
+    )
+    encode.add_argument(
+        "what", nargs="+",
+        help="a manifest (with --name), or experiment=NAME and further overrides of train.py",
+    )  # fmt: skip
+    encode.add_argument("--name", help="name of the data set in the cache")
+    encode.add_argument(
+        "--part", metavar="I/N",
+        help="do one part of N, 0/N to N-1/N, on machines that share the cache; "
+        "a SLURM array job sets it by itself",
+    )  # fmt: skip
+    _add_model(encode)
+    encode.add_argument("--on-bad-clip", choices=("stop", "skip"), default="stop")
+    encode.set_defaults(run=_encode)
 
 
 def _add_generate(commands) -> None:
@@ -85,7 +101,7 @@ def _add_generate(commands) -> None:
     generate.set_defaults(run=_generate)
 
 
-def _compose(name: str, overrides: list[str]) -> DictConfig:
+def compose_config(name: str, overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -106,7 +122,7 @@ def _generate(options: argparse.Namespace) -> None:
             raise ValueError("--from makes a video again as it was; leave out --at, --lora, --set.")
         cfg, expected = _from_sidecar(options.sidecar)
     else:
-        cfg = _compose("generate", [f"model={options.model}", *options.overrides])
+        cfg = compose_config("generate", [f"model={options.model}", *options.overrides])
         flags = {
             "prompt": options.prompt, "at": options.at, "lora": options.lora,
             "strength": options.strength, "seed": options.seed,
@@ -157,22 +173,47 @@ def _refuse_foreign_targets(node, path: str) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
+    from pusa.pipelines.encode import Part
     from pusa.pipelines.prepare import Source, prepare
 
-    cfg = _compose("encode", [f"model={options.model}", *options.overrides])
-    cfg.manifest, cfg.index = options.manifest, options.name
-    cfg.encode.on_bad_clip = options.on_bad_clip
-    source = Source(cfg.index, cfg.manifest)
-    prepare(
-        [source], cfg.cache, entry.build(cfg.model), entry.build(cfg.encode), entry.progress_bars
+    part = Part(*_part(options.part))
+    if all("=" in word for word in options.what):  # a training's own data
+        cfg = compose_config("train", [*options.what, "name=encode", *options.overrides])
+        sources = [entry.build(s) for s in (cfg.data.train, cfg.data.heldout) if s is not None]
+        settings, cache = cfg.data.encode, cfg.paths.cache
+        if settings is None:
+            raise ValueError("this experiment trains on pixels; there is nothing to encode.")
+    else:
+        if len(options.what) != 1 or options.name is None:
+            raise ValueError("give one manifest and --name NAME, or experiment=NAME.")
+        cfg = compose_config("encode", [f"model={options.model}", *options.overrides])
+        cfg.encode.on_bad_clip = options.on_bad_clip
+        sources = [Source(options.name, options.what[0])]
+        settings, cache = cfg.encode, cfg.cache
+    indices = prepare(
+        sources, cache, entry.build(cfg.model), entry.build(settings), entry.progress_bars, part
     )
-    log.info(
-        "%s is in %s; train with data=clips data.train.name=%s data.train.manifest=%s",
-        cfg.index,
-        cfg.cache,
-        cfg.index,
-        cfg.manifest,
-    )
+    for source in sources:
+        if source.name not in indices:
+            log.info("%s: this part is done; the last part to end writes the index.", source.name)
+        else:
+            log.info("%s is in %s.", source.name, cache)
+    if options.name is not None and len(indices) == len(sources):
+        log.info("Train with data=clips data.train.manifest=%s; it finds what is cached.",
+                 options.what[0])  # fmt: skip
+
+
+def _part(text: str | None) -> tuple[int, int]:
+    """i/n of a flag, of a SLURM array, or all."""
+    if text is None and "SLURM_ARRAY_TASK_ID" in os.environ:
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+        index = int(os.environ["SLURM_ARRAY_TASK_ID"]) - first
+        return index, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
+    try:
+        index, count = (text or "0/1").split("/")
+        return int(index), int(count)
+    except ValueError:
+        raise ValueError(f"--part {text} is not i/n, as 0/4.") from None
 
 
 def _toy(options: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pusa.cli import main
-from pusa.data.latents import LatentCache
+from pusa.data.cache import LatentCache
 from pusa.models.text import load_text_encoder
 from tests.conftest import REPLICA
 
@@ -23,9 +23,9 @@ def test_toy_clips_are_encoded_into_the_cache_and_found_again(root, caplog):
     caplog.set_level("INFO")
     arguments = ["encode", str(root / "clips" / "metadata.csv"), "--name", "mine"]
     main(arguments)
-    _, entries = LatentCache(root / "data" / "cache").read_index("mine")
+    entries = LatentCache(root / "data" / "cache").read_index("mine")
     assert [entry.caption.split()[0] for entry in entries] == ["a", "a"]
-    assert "data.train.name=mine" in caplog.text
+    assert "data=clips data.train.manifest=" in caplog.text
     caplog.clear()
     main(arguments)
     assert "encoding" not in caplog.text

@@ -13,7 +13,13 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 MAX_FILE_BYTES = 12 * 2**20
 MACHINE_PATH = re.compile(rb"(?<![\w.}-])/(?:work|root|tmp|home)/[^\s\"'`)]*")
-SCRIPTS = [".ci/run", "slurm/train.sbatch", "slurm/evaluate.sbatch", "slurm/array.sbatch"]
+SCRIPTS = [
+    ".ci/run",
+    "slurm/train.sbatch",
+    "slurm/evaluate.sbatch",
+    "slurm/array.sbatch",
+    "slurm/encode.sbatch",
+]
 
 
 def read(path: str) -> str:

@@ -1,4 +1,4 @@
-"""Where a media file's bytes are: a file of its own, or a stretch of a tar shard. Decodes nothing."""
+"""Where a media file's bytes are: a file of its own, or a part of a tar shard. Decodes nothing."""
 
 import hashlib
 import io

@@ -1,6 +1,8 @@
-"""The order of training samples: a function of (seed, step, slot), so that runs resume exactly."""
+"""The order of training samples: a function of (seed, position), so that runs resume exactly and
+any number of processes sees the same."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 from torch.utils.data import Sampler
@@ -11,9 +13,11 @@ from pusa.rng import generator_for
 class CountedBatches(Sampler[list[int]]):
     """Endless batches of sample indices, each sample once per epoch, from any step on.
 
-    Position p = step * batch_size * world_size + rank * batch_size + slot belongs to epoch
-    p // num_samples and takes entry p % num_samples of that epoch's permutation. So one process
-    with batch 8 and two with batch 4 see the same samples at the same step.
+    Samples come in a stream, epoch after epoch, each epoch in an order of its own. A step takes the
+    next batch_size * world_size of them, and every rank its part: one process with batch 8 and two
+    with batch 4 see the same samples at the same step. With buckets (one number per sample, such as
+    which shape it has) samples wait by bucket until one is full, so that a step is of one shape;
+    none is dropped, a step may reach over the end of an epoch.
     """
 
     def __init__(
@@ -25,28 +29,55 @@ class CountedBatches(Sampler[list[int]]):
         num_steps: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        buckets: Sequence[int] | None = None,
     ):
         if num_samples < 1:
             raise ValueError("the training set is empty; check data.manifest and the cache.")
         if batch_size < 1:
             raise ValueError(f"data.batch_size must be at least 1, got {batch_size}.")
+        if buckets is not None and len(buckets) != num_samples:
+            raise ValueError(f"{len(buckets)} buckets for {num_samples} samples; give one each.")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
         self.start_step, self.num_steps = start_step, num_steps
         self.rank, self.world_size = rank, world_size
+        self.buckets = None if buckets is None or len(set(buckets)) == 1 else list(buckets)
 
     def __iter__(self) -> Iterator[list[int]]:
-        step, epoch, order = self.start_step, -1, []
-        while self.num_steps is None or step < self.num_steps:
-            first = (step * self.world_size + self.rank) * self.batch_size
-            batch = []
-            for position in range(first, first + self.batch_size):
-                if position // self.num_samples != epoch:
-                    epoch = position // self.num_samples
-                    generator = generator_for(self.seed, "data/order", epoch)
-                    order = torch.randperm(self.num_samples, generator=generator).tolist()
-                batch.append(order[position % self.num_samples])
-            yield batch
-            step += 1
+        steps = self._one_bucket() if self.buckets is None else self._by_bucket(self.buckets)
+        count = None if self.num_steps is None else max(0, self.num_steps - self.start_step)
+        first = self.rank * self.batch_size
+        for step in islice(steps, count):
+            yield step[first : first + self.batch_size]
+
+    def _one_bucket(self) -> Iterator[list[int]]:
+        """Samples of all ranks, step by step from start_step on; nothing before it is computed."""
+        size = self.batch_size * self.world_size
+        epoch, skipped = divmod(self.start_step * size, self.num_samples)
+        stream = islice(self._stream(epoch), skipped, None)
+        while True:
+            yield list(islice(stream, size))
+
+    def _by_bucket(self, buckets: Sequence[int]) -> Iterator[list[int]]:
+        """The same from the first step on, which decides who waits: 10 million samples take a few
+        seconds to count through on a resume."""
+        size = self.batch_size * self.world_size
+        waiting: dict[int, list[int]] = {}
+        step = 0
+        for index in self._stream(0):
+            queue = waiting.setdefault(buckets[index], [])
+            queue.append(index)
+            if len(queue) == size:
+                if step >= self.start_step:
+                    yield queue
+                step += 1
+                del waiting[buckets[index]]
+
+    def _stream(self, epoch: int) -> Iterator[int]:
+        """Samples one after the other, from the start of an epoch on."""
+        while True:
+            generator = generator_for(self.seed, "data/order", epoch)
+            yield from torch.randperm(self.num_samples, generator=generator).tolist()
+            epoch += 1
 
     def __len__(self) -> int:
         if self.num_steps is None:

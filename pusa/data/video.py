@@ -1,5 +1,6 @@
-"""Pixels in and out: the only importer of decord and PyAV. Knows no latents and no captions."""
+"""Pixels in and out: the door to decoding, fitting and writing. Knows no latents, no captions."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -9,16 +10,34 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional
 
 from pusa.atomic import replacing
+from pusa.data import readers
+from pusa.data.geometry import FITS, fit
+from pusa.data.media import Media, as_media
+from pusa.data.packets import scan
+from pusa.data.probe import IMAGE_SUFFIXES, Probe, is_image, packets_of, probe, read_image
+from pusa.data.timeline import Chosen, VideoError, choose_frames, num_windows
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
-FITS = ("crop", "stretch", "pad")
-
-
-class VideoError(ValueError):
-    """A media file that cannot be used, with its path, what is wrong and what to do."""
+__all__ = [
+    "FITS",
+    "IMAGE_SUFFIXES",
+    "Chosen",
+    "Probe",
+    "VideoError",
+    "VideoInfo",
+    "choose_frames",
+    "fit",
+    "num_windows",
+    "probe",
+    "read_at",
+    "read_fitted",
+    "read_frames",
+    "to_signed",
+    "to_uint8",
+    "write_image",
+    "write_video",
+]
 
 
 @dataclass(frozen=True)
@@ -31,84 +50,92 @@ class VideoInfo:
     width: int
 
 
-def read_frames(path: str | Path, num_frames: int | None = None) -> tuple[Tensor, VideoInfo]:
-    """Decode the first `num_frames` frames (all of them if None) with decord.
+def read_frames(
+    path: Media | str | Path, num_frames: int | None = None
+) -> tuple[Tensor, VideoInfo]:
+    """Decode the first `num_frames` frames (all of them if None), in one pass and without a probe.
 
     Returns uint8 frames (T, 3, H, W) and the file's VideoInfo. An image is a one-frame clip.
-    Raises VideoError for a missing, empty, truncated or too short file.
+    Read by PyAV: unlike decord it needs no proof, and notices damage.
+    Raises VideoError for a missing, empty, truncated, damaged or too short file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file; check the path or the manifest that names it.")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: the file is empty (0 bytes); copy or export it again.")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        frames = _read_image(path)
-        info = VideoInfo(1, 0.0, frames.shape[2], frames.shape[3])
+    media = as_media(path)
+    if is_image(media):
+        pixels = read_image(media)
+        total, fps, decoded = 1, 0.0, iter([pixels])
     else:
-        frames, info = _read_video(path, num_frames)
-    if num_frames is not None and len(frames) < num_frames:
+        packets = scan(media)
+        total, fps = packets.num_frames, packets.fps
+        decoded = readers.read_first(media, None if num_frames is None else min(num_frames, total))
+    if num_frames is not None and total < num_frames:
         raise VideoError(
-            f"{path}: has {info.num_frames} frames, {num_frames} are needed; "
+            f"{media}: has {total} frames, {num_frames} are needed; "
             "drop the clip or lower data.num_frames."
         )
-    return frames[:num_frames], info
+    frames = _stacked(decoded)
+    return frames, VideoInfo(len(frames) if num_frames is None else total, fps, *frames.shape[2:])
 
 
-def _read_image(path: Path) -> Tensor:
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("RGB"))
-    except OSError as error:
-        raise VideoError(f"{path}: not a readable image ({error}); export it again.") from error
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+def read_at(
+    media: Media | str | Path, indices: Sequence[int], probe: Probe | None = None
+) -> Tensor:
+    """Frames (T, 3, H, W) uint8 at presentation indices, in any order and with repeats.
 
-
-def _read_video(path: Path, num_frames: int | None) -> tuple[Tensor, VideoInfo]:
-    # Imported late: decord starts native threads, and only processes that decode should pay.
-    import decord
-
-    try:
-        reader = decord.VideoReader(str(path), num_threads=1)
-        total = len(reader)
-        stop = total if num_frames is None else min(num_frames, total)
-        pixels = reader.get_batch(range(stop)).asnumpy()
-        fps = float(reader.get_avg_fps())
-    except (decord.DECORDError, RuntimeError, IndexError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise VideoError(
-            f"{path}: cannot be decoded, it is truncated or not a video ({first_line}); "
-            "remove it from the data set or export it again."
-        ) from error
-    frames = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return frames, VideoInfo(total, fps, frames.shape[2], frames.shape[3])
-
-
-def fit(frames: Tensor, height: int, width: int, how: str = "crop") -> Tensor:
-    """Bring uint8 frames (T, 3, H, W) to (T, 3, height, width), antialiased.
-
-    crop: cover, then cut the centre. stretch: ignore the aspect. pad: contain, black borders.
+    probe: of this file; made if None. VideoError if the file cannot be read, ValueError for an
+    index that it does not have.
     """
-    if how not in FITS:
-        raise ValueError(f"fit={how!r} is unknown; use one of {', '.join(FITS)}.")
-    source_height, source_width = frames.shape[-2:]
-    if (source_height, source_width) == (height, width):
-        return frames
-    target = (height, width)
-    if how != "stretch":
-        choose = max if how == "crop" else min
-        scale = choose(height / source_height, width / source_width)
-        target = (round(source_height * scale), round(source_width * scale))
-    resized = functional.interpolate(
-        frames.float(), size=target, mode="bicubic", antialias=True, align_corners=False
-    )
-    resized = resized.round().clamp(0, 255).to(torch.uint8)
-    top, left = (target[0] - height) // 2, (target[1] - width) // 2
-    if how == "pad":
-        return functional.pad(
-            resized, (-left, width - target[1] + left, -top, height - target[0] + top)
+    return _read(as_media(media), indices, probe, lambda frames: frames)
+
+
+def read_fitted(
+    media: Media | str | Path,
+    indices: Sequence[int],
+    height: int,
+    width: int,
+    how: str = "crop",
+    probe: Probe | None = None,
+) -> Tensor:
+    """`read_at`, then `fit`: (T, 3, height, width), with one source frame in memory at a time."""
+    return _read(as_media(media), indices, probe, lambda frames: fit(frames, height, width, how))
+
+
+def _read(
+    media: Media, indices: Sequence[int], known: Probe | None, change: Callable[[Tensor], Tensor]
+) -> Tensor:
+    known = known or probe(media)
+    wanted = sorted(set(indices))
+    if not wanted or wanted[0] < 0 or wanted[-1] >= known.num_frames:
+        raise ValueError(
+            f"{media}: has frames 0 to {known.num_frames - 1}, asked for {list(indices)}."
         )
-    return resized[..., top : top + height, left : left + width]
+    places: dict[int, list[int]] = {index: [] for index in wanted}
+    for place, index in enumerate(indices):
+        places[index].append(place)
+    output: Tensor | None = None
+    for index, pixels in zip(wanted, _decode(media, wanted, known), strict=True):
+        frame = change(_channels_first(pixels)[None])[0]
+        if output is None:
+            output = frame.new_empty((len(indices), *frame.shape))
+        output[places[index]] = frame
+    assert output is not None
+    return output
+
+
+def _decode(media: Media, wanted: Sequence[int], known: Probe) -> Iterator[np.ndarray]:
+    if known.reader == "image":
+        return iter([read_image(media)])
+    if known.reader == "decord":
+        return readers.read_decord(media, wanted, known.height, known.width)
+    return readers.read_pyav(media, packets_of(media, known), wanted)
+
+
+def _stacked(decoded: Iterable[np.ndarray]) -> Tensor:
+    frames = [_channels_first(pixels) for pixels in decoded]
+    return torch.stack(frames)
+
+
+def _channels_first(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 def to_signed(frames: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import nn
 
 from pusa.atomic import write_json
 from pusa.data import video
-from pusa.data.latents import content_key, file_digest, fingerprint
+from pusa.data.hashing import content_key, file_digest, fingerprint
 from pusa.diffusion.conditioning import Task
 from pusa.evaluation.baselines import Codec, GroundTruth, StaticCopy, System
 from pusa.evaluation.compare import compare, video_path

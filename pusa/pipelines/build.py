@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pusa.data.latents import fingerprint
+from pusa.data.hashing import fingerprint
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.base import VideoVAE
 from pusa.models.text import T5TextEncoder, load_text_encoder

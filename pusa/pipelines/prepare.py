@@ -6,15 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pusa.data import toy
-from pusa.data.latents import LatentCache, fingerprint
+from pusa.data.cache import LatentCache
+from pusa.data.clips import Clip, read_manifest, read_quarantine, split_by_hash, usable
+from pusa.data.hashing import fingerprint
 from pusa.pipelines.build import Model
-from pusa.pipelines.encode import (
-    EncodeSettings,
-    dataset_fingerprint,
-    encode_clips,
-)
+from pusa.pipelines.encode import Part, dataset_fingerprint, encode_clips, write_index
+from pusa.pipelines.samples import EncodeSettings, Keys
 
 log = logging.getLogger(__name__)
+SPLITS = ("all", "train", "heldout")
 Progress = Callable[[str], Callable[[Iterable], Iterable]]  # description -> wrapper
 
 
@@ -38,11 +38,17 @@ class ToyClips:
 @dataclass(frozen=True)
 class Source:
     """A data set: the name of its index in the cache, its manifest, and, for toy data, how to
-    render it when it is missing (None: the clips are the user's own)."""
+    render it when it is missing (None: the clips are the user's own).
+
+    split: "all" clips, or the "train" or "heldout" ones of a division by hash, in which about
+    heldout_share are held out. What `pusa data check` put in quarantine is left out.
+    """
 
     name: str
     manifest: str
     toy: ToyClips | None = None
+    split: str = "all"
+    heldout_share: float = 0.02
 
     def __post_init__(self):
         if not self.manifest:
@@ -50,6 +56,8 @@ class Source:
                 f"data set {self.name!r} has no manifest; set data.train.manifest and "
                 "data.heldout.manifest to a metadata.csv each."
             )
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r} is unknown; use one of {', '.join(SPLITS)}.")
 
     @property
     def num_clips(self) -> int:
@@ -57,6 +65,21 @@ class Source:
         if self.toy is None:
             raise ValueError(f"{self.manifest}: the toy suite needs toy clips (suite.source.toy).")
         return self.toy.num_clips
+
+    def clips(self) -> list[Clip]:
+        """The usable clips of this split. ValueError if there are none."""
+        listed = read_manifest(self.manifest)
+        kept = usable(listed, read_quarantine(self.manifest))
+        if len(kept) < len(listed):
+            log.info("%s: %d clips are in quarantine.", self.manifest, len(listed) - len(kept))
+        if self.split != "all":
+            kept = split_by_hash(kept, self.heldout_share)[self.split == "heldout"]
+        if not kept:
+            raise ValueError(
+                f"{self.manifest}: no clips are left for {self.name}; see its quarantine file and "
+                "heldout_share."
+            )
+        return kept
 
     def render(self, progress: Progress) -> None:
         """Draw missing toy clips; nothing for a user's own clips.
@@ -80,28 +103,34 @@ class Source:
 
 def prepare(
     sources: Iterable[Source], cache: str | Path, model: Model, settings: EncodeSettings | None,
-    progress: Progress,
-) -> None:  # fmt: skip
+    progress: Progress, part: Part = Part(),  # noqa: B008 - frozen
+) -> dict[str, str]:  # fmt: skip
     """Render and encode what is missing or has changed since; fast when nothing has.
 
-    settings None: clips are used as pixels, nothing is encoded.
+    Returns the fingerprint of every source's index, by its name, of those that are whole: with
+    several parts, the last one to end makes the index. settings None: clips are used as pixels,
+    nothing is encoded.
     """
     store = LatentCache(cache)
     vae = text_encoder = None
+    indices = {}
     for source in sources:
         source.render(progress)
         if settings is None:
             continue
-        mark = dataset_fingerprint(
-            source.manifest, settings, model.vae, model.text_encoder, model.text_len
-        )
-        if store.index_path(source.name).is_file() and store.read_index(source.name)[0] == mark:
-            continue
-        vae = vae or model.build_vae()
-        text_encoder = text_encoder or model.build_text_encoder()
-        log.info("encoding %s into %s", source.manifest, store.folder)
-        entries = encode_clips(
-            source.manifest, store, settings, vae, text_encoder, fingerprint(model.vae),
-            fingerprint(model.text_encoder), progress(f"encode {source.name}"),
-        )  # fmt: skip
-        store.write_index(source.name, mark, entries)
+        clips = source.clips()
+        keys = Keys(fingerprint(model.vae), fingerprint(model.text_encoder), model.text_len)
+        mark = dataset_fingerprint(clips, settings, keys)
+        if not store.has_index(source.name, mark):
+            vae = vae or model.build_vae().to(model.run_device())
+            text_encoder = text_encoder or model.build_text_encoder().to(model.run_device())
+            log.info("encoding %s into %s", source.manifest, store.folder)
+            entries = encode_clips(
+                clips, store, settings, vae, text_encoder, keys, part,
+                lambda what, name=source.name: progress(f"{name}: {what}"),
+            )  # fmt: skip
+            if entries is None:
+                continue
+            write_index(store, source.name, mark, entries)
+        indices[source.name] = mark
+    return indices

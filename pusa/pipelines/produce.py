@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pusa.atomic import write_json
 from pusa.data import video
-from pusa.data.latents import file_digest, fingerprint
+from pusa.data.hashing import file_digest, fingerprint
 from pusa.diffusion.conditioning import Anchor, Task
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Request, Sampler, generate

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pusa.data import latents
-from pusa.data.latents import fingerprint
+from pusa.data import hashing
+from pusa.data.hashing import fingerprint
 
 
 def test_content_and_names_count_but_not_other_files(tmp_path):
@@ -21,7 +21,7 @@ def test_content_and_names_count_but_not_other_files(tmp_path):
 
 
 def test_large_files_are_sampled_from_end_to_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(latents, "LARGE", 1000)
+    monkeypatch.setattr(hashing, "LARGE", 1000)
     size = 10_000_000
     file = tmp_path / "x.pth"
     file.write_bytes(bytes(size))

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from pusa.data import toy, video
-from pusa.data.latents import LatentCache, LatentDataset, collate
+from pusa.data.cache import LatentCache
+from pusa.data.clips import read_manifest
+from pusa.data.latents import LatentDataset, collate
 from pusa.models.text import UMT5TextEncoder, load_text_encoder
 from pusa.models.vae import load_vae
-from pusa.pipelines.encode import EncodeSettings, encode_clips
+from pusa.pipelines.encode import encode_clips
+from pusa.pipelines.samples import EncodeSettings, Keys
 from tests.conftest import REPLICA
 
 SETTINGS = EncodeSettings(num_frames=17, height=32, width=32, batch_size=2)
@@ -26,19 +29,26 @@ def clips(tmp_path):
     return tmp_path / "clips"
 
 
+KEYS = Keys("vae", "text", 24)
+
+
 def encode(clips, cache, encoders, settings=SETTINGS):
-    return encode_clips(clips / "metadata.csv", cache, settings, *encoders, "vae", "text")
+    manifest = read_manifest(clips / "metadata.csv")
+    return encode_clips(manifest, cache, settings, *encoders, KEYS)
 
 
 def stamps(cache: LatentCache) -> dict[str, int]:
-    return {p.name: p.stat().st_mtime_ns for p in cache.folder.rglob("*.safetensors")}
+    tensors = [
+        p for kind in ("latents", "text") for p in (cache.folder / kind).rglob("*.safetensors")
+    ]
+    return {p.name: p.stat().st_mtime_ns for p in tensors}
 
 
 def test_cached_latents_are_those_of_the_clip(tmp_path, clips, encoders):
     cache = LatentCache(tmp_path / "cache")
     entries = encode(clips, cache, encoders)
     latents, text, index = LatentDataset(cache, entries)[1]
-    frames, _ = video.read_frames(clips / "train" / entries[1].name, 17)
+    frames, _ = video.read_frames(clips / entries[1].name, 17)
     with torch.no_grad():
         expected = encoders[0].encode(video.to_signed(frames)[None])[0]
     torch.testing.assert_close(latents, expected, atol=0.02, rtol=0.01)  # kept as bfloat16
@@ -75,7 +85,7 @@ def test_other_settings_are_other_latents(tmp_path, clips, encoders):
     first = encode(clips, cache, encoders)
     second = encode(clips, cache, encoders, EncodeSettings(13, 32, 32))
     assert {e.latents for e in first}.isdisjoint({e.latents for e in second})
-    assert cache.read("latents", second[0].latents)["latents"].shape == (16, 4, 8, 8)
+    assert cache.read("latents", second[0].latents).shape == second[0].shape == (16, 4, 8, 8)
 
 
 def test_skip_goes_on_without_the_bad_clip(tmp_path, clips, encoders, caplog):
@@ -85,8 +95,8 @@ def test_skip_goes_on_without_the_bad_clip(tmp_path, clips, encoders, caplog):
         clips, LatentCache(tmp_path / "c"), encoders, EncodeSettings(17, 32, 32, on_bad_clip="skip")
     )
     assert [entry.name for entry in entries] == [
-        "train_0_000000_17x32x32.mp4",
-        "train_0_000002_17x32x32.mp4",
+        "train/train_0_000000_17x32x32.mp4",
+        "train/train_0_000002_17x32x32.mp4",
     ]
     assert "train_0_000001_17x32x32.mp4: the file is empty" in caplog.text
 

@@ -1,0 +1,98 @@
+"""Encoding in parts and looking after the cache, as it is typed."""
+
+import pytest
+
+from pusa import cli
+from pusa.data import toy
+from pusa.data.cache import LatentCache
+from tests.conftest import REPOSITORY
+
+NAME = "mine"
+
+
+@pytest.fixture
+def clips(root):
+    scenes = [toy.make_scene(0, "train", i) for i in range(4)]
+    return toy.write_dataset(root / "clips", scenes)
+
+
+def run(*arguments) -> int:
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_parts_and_then_care_of_the_cache(root, clips, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    folder = root / "data" / "cache"
+    assert run("encode", clips, "--name", NAME, "--part", "0/2") == 0
+    assert "this part is done" in caplog.text
+    with pytest.raises(ValueError, match="no index"):
+        LatentCache(folder).read_index(NAME)
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "3")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    assert run("encode", clips, "--name", NAME) == 0
+    assert len(LatentCache(folder).read_index(NAME)) == 4
+    caplog.clear()
+    assert run("data", "cache", "status") == 0
+    assert "4 samples, 8 of 8 tensors there (0 packed)" in caplog.text
+    assert run("data", "cache", "pack", NAME) == 0
+    assert run("data", "cache", "status", "--cache", folder) == 0
+    assert "8 of 8 tensors there (8 packed)" in caplog.text
+    assert run("data", "cache", "verify") == 0
+    (pack,) = folder.glob("packs/*.safetensors")
+    content = bytearray(pack.read_bytes())
+    content[-1] ^= 4
+    pack.write_bytes(content)
+    assert run("data", "cache", "verify") == 1
+    assert run("data", "cache", "verify", "--delete") == 0
+    assert run("data", "cache", "verify") == 0
+    caplog.clear()
+    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
+    for index in folder.glob("index/*"):
+        index.unlink()
+    assert run("encode", clips, "--name", NAME) == 0
+    assert run("data", "cache", "gc") == 0
+    assert "0 tensors that no data set uses" in caplog.text
+
+
+def test_what_an_experiment_trains_on_is_encoded(root):
+    words = ("experiment=tiny_vta", "data.num_clips=2", "data.heldout.toy.num_clips=1")
+    assert run("encode", *words) == 0
+    cache = LatentCache(root / "data" / "cache")
+    assert len(cache.read_index("toy_train_2_17x32x32")) == 2
+    assert len(cache.read_index("toy_heldout_1_17x32x32")) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("encode", "clips/metadata.csv"), "give one manifest and --name"),
+        (("encode", "a", "b", "--name", "x"), "give one manifest and --name"),
+        (("encode", "clips/none.csv", "--name", "x"), "none.csv"),
+        (("encode", "clips/metadata.csv", "--name", "x", "--part", "half"), "is not i/n"),
+        (("encode", "clips/metadata.csv", "--name", "x", "--part", "2/2"), "part 2/2 is none"),
+        (("encode", "experiment=tiny_vae"), "nothing to encode"),
+        (("data", "cache", "status"), "no such cache"),
+    ],
+)
+def test_bad_input_is_one_message(root, clips, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(root)
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_gc_of_a_cache_without_index_is_refused(root, capsys):
+    LatentCache(root / "data" / "cache").folder.mkdir(parents=True)
+    assert run("data", "cache", "gc", "--yes") == 1
+    assert "all of it would go" in capsys.readouterr().err
+
+
+def test_the_slurm_file_calls_what_exists():
+    text = (REPOSITORY / "slurm" / "encode.sbatch").read_text()
+    assert "pusa encode" in text
