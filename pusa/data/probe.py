@@ -88,14 +88,18 @@ def probe(media: Media | str | Path) -> Probe:
     return _probe(media, *stamp(media))
 
 
-def packets_of(media: Media, known: Probe) -> Scan:
-    """The packets of a file that was probed. VideoError if it has changed since."""
-    size, changed = stamp(media)
+def require_unchanged(media: Media, known: Probe) -> None:
+    """VideoError if a file is no longer there, or has another size than when it was probed."""
+    size, _ = stamp(media)
     if size != known.size:
         raise VideoError(
             f"{media}: has {size} bytes and had {known.size} when it was probed; probe it again."
         )
-    return _packets_of(media, size, changed, known.num_frames, known.seekable)
+
+
+def packets_of(media: Media, known: Probe) -> Scan:
+    """The packets of a file that was probed."""
+    return _packets_of(media, *stamp(media), known.num_frames, known.seekable)
 
 
 @lru_cache(maxsize=256)

@@ -1,6 +1,6 @@
 """Pixels in and out: the door to decoding, fitting and writing. Knows no latents, no captions."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +16,15 @@ from pusa.data import readers
 from pusa.data.geometry import FITS, fit
 from pusa.data.media import Media, as_media
 from pusa.data.packets import scan
-from pusa.data.probe import IMAGE_SUFFIXES, Probe, is_image, packets_of, probe, read_image
+from pusa.data.probe import (
+    IMAGE_SUFFIXES,
+    Probe,
+    is_image,
+    packets_of,
+    probe,
+    read_image,
+    require_unchanged,
+)
 from pusa.data.timeline import Chosen, VideoError, choose_frames, num_windows
 
 __all__ = [
@@ -72,7 +80,7 @@ def read_frames(
             f"{media}: has {total} frames, {num_frames} are needed; "
             "drop the clip or lower data.num_frames."
         )
-    frames = _stacked(decoded)
+    frames = _filled(decoded, total if num_frames is None else num_frames)
     return frames, VideoInfo(len(frames) if num_frames is None else total, fps, *frames.shape[2:])
 
 
@@ -103,6 +111,7 @@ def _read(
     media: Media, indices: Sequence[int], known: Probe | None, change: Callable[[Tensor], Tensor]
 ) -> Tensor:
     known = known or probe(media)
+    require_unchanged(media, known)
     wanted = sorted(set(indices))
     if not wanted or wanted[0] < 0 or wanted[-1] >= known.num_frames:
         raise ValueError(
@@ -113,9 +122,11 @@ def _read(
         places[index].append(place)
     output: Tensor | None = None
     for index, pixels in zip(wanted, _decode(media, wanted, known), strict=True):
-        frame = change(_channels_first(pixels)[None])[0]
+        frame = change(_as_tensor(pixels)[None].movedim(-1, 1))[0]
         if output is None:
-            output = frame.new_empty((len(indices), *frame.shape))
+            # In the layout of a decoded picture, or that of a fitted one: a turn takes longer than
+            # decoding.
+            output = torch.empty_like(frame.expand(len(indices), -1, -1, -1))
         output[places[index]] = frame
     assert output is not None
     return output
@@ -129,13 +140,21 @@ def _decode(media: Media, wanted: Sequence[int], known: Probe) -> Iterator[np.nd
     return readers.read_pyav(media, packets_of(media, known), wanted)
 
 
-def _stacked(decoded: Iterable[np.ndarray]) -> Tensor:
-    frames = [_channels_first(pixels) for pixels in decoded]
-    return torch.stack(frames)
+def _filled(decoded: Iterator[np.ndarray], expected: int) -> Tensor:
+    """Frames (T, 3, H, W) written where they stay: memory is slower than decoding."""
+    frames, found = torch.empty(0), 0
+    for pixels in decoded:
+        if found == 0:
+            frames = torch.empty((expected, *pixels.shape), dtype=torch.uint8)
+        elif found == len(frames):
+            frames = torch.cat([frames, torch.empty_like(frames)])
+        frames[found] = _as_tensor(pixels)
+        found += 1
+    return frames[:found].movedim(-1, 1)
 
 
-def _channels_first(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+def _as_tensor(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels))
 
 
 def to_signed(frames: Tensor) -> Tensor:

@@ -166,7 +166,10 @@ def test_a_file_is_probed_once_until_it_changes(clips, tmp_path, monkeypatch):
     assert video.probe(path).codec == "hevc"
     assert len(watched) == 2
     with pytest.raises(video.VideoError, match="probe it again"):
-        video.read_at(path, [3], replace(first, reader="pyav"))
+        video.read_at(path, [3], first)
+    path.unlink()
+    with pytest.raises(video.VideoError, match="no such file"):
+        video.read_at(path, [3], first)
 
 
 def test_frames_come_in_the_order_asked_for_and_with_repeats(clips):
@@ -201,9 +204,7 @@ def test_members_of_a_tar_are_read_where_they_are(clips, tmp_path):
             m.name: Media(tmp_path / "shard.tar", m.name, m.offset_data, m.size) for m in shard
         }
     for name in names:
-        assert replace(video.probe(members[name]), size=0) == replace(
-            video.probe(clips(name)), size=0
-        )
+        assert video.probe(members[name]) == video.probe(clips(name))
         alone, _ = video.read_frames(clips(name))
         assert torch.equal(video.read_frames(members[name])[0], alone)
         assert torch.equal(video.read_at(members[name], [9, 2]), alone[[9, 2]])

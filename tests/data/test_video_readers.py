@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pusa.data import video
+from pusa.data import readers, video
 from tests.data.conftest import NAMES, true_frames
 
 TOLERANCE = 2  # grey levels, as in the probe
@@ -206,3 +206,16 @@ def test_a_size_that_changes_within_the_file_is_an_error(clips, tmp_path):
     for use in (video.probe, video.read_frames):
         with pytest.raises(video.VideoError, match="changes its size from 96x80 to 95x77"):
             use(path)
+
+
+def test_jumps_do_not_begin_again_at_the_beginning(clips, monkeypatch):
+    """Frames before the key frame of an open group are decoded from the key frame before."""
+    restarts = []
+    begin = readers._Cursor._restart
+    monkeypatch.setattr(readers._Cursor, "_restart", lambda c: restarts.append(c) or begin(c))
+    for name in ("h264_open.mp4", "hevc_open.mp4", "edit_list.mp4", "h264.ts", "h264.mkv"):
+        probe = replace(video.probe(clips(name)), reader="pyav")
+        for index in range(probe.num_frames):
+            restarts.clear()
+            video.read_at(clips(name), [index], probe)
+            assert len(restarts) == 1  # the opening
