@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # Machines that share a folder may have processes of one number.
+    mark = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    partial = path.with_name(f".{path.stem}.{mark}.partial{path.suffix}")
     try:
         yield partial
         os.chmod(partial, 0o666 & ~_UMASK)  # some writers make files that only the owner can read
