@@ -35,6 +35,8 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     data = entry.build(cfg.data.batches)
     if settings is not None:
         data.indices = indices
+        if data.heldout not in indices:  # nothing is held out
+            data.heldout = None
     loggers = build_loggers(cfg.paths.run, name=cfg.name, config=recipe, **cfg.logger)
     fit(
         module=entry.build(cfg.module),

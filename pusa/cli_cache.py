@@ -17,6 +17,10 @@ def add_cache(actions) -> None:
     verify.add_argument("--delete", action="store_true", help="remove what is damaged")
     gc = commands.add_parser("gc", help="list what no data set uses")
     gc.add_argument("--yes", action="store_true", help="delete it")
+    gc.add_argument("--hours", type=float, default=24, metavar="N",
+                    help="spare what is younger: a running job's (%(default)g)")  # fmt: skip
+    gc.add_argument("--old-versions", action="store_true",
+                    help="of data sets of one name keep the newest alone")  # fmt: skip
     pack = commands.add_parser("pack", help="put a data set's small files into files of 512 MB")
     pack.add_argument("name", help="of the data set in the cache")
     for parser, run in ((status, _status), (verify, _verify), (gc, _gc), (pack, _pack)):
@@ -41,21 +45,23 @@ def _status(options: argparse.Namespace) -> None:
 
     cache = _open(options)
     sizes = {f"{item.kind}/{item.key}": item for item in cache.items()}
-    log.info("%s: %d tensors, %.2f GB", cache.folder, len(sizes), _gigabytes(sizes.values()))
+    log.info("%s: %d tensors, %s", cache.folder, len(sizes), _bytes(sizes.values()))
     for file, entries in cache.indices().items():
         names = {f"{kind}/{getattr(e, kind)}" for e in entries for kind in ("latents", "text")}
         there = [sizes[name] for name in names if name in sizes]
         packed = sum(item.file.parent.name == "packs" for item in there)
         log.info(
-            "  %s: %d samples, %d of %d tensors there (%d packed), %.2f GB",
-            file.stem, len(entries), len(there), len(names), packed, _gigabytes(there),
+            "  %s: %d samples, %d of %d tensors there (%d packed), %s",
+            file.stem, len(entries), len(there), len(names), packed, _bytes(there),
         )  # fmt: skip
     unused = unreferenced(cache)
-    log.info("  in no data set: %d tensors, %.2f GB", len(unused), _gigabytes(unused))
+    log.info("  in no data set: %d tensors, %s", len(unused), _bytes(unused))
 
 
-def _gigabytes(items) -> float:
-    return sum(item.num_bytes for item in items) / 1e9
+def _bytes(items) -> str:
+    from pusa.data.care import size_text
+
+    return size_text(sum(item.num_bytes for item in items))
 
 
 def _verify(options: argparse.Namespace) -> None:
@@ -65,33 +71,43 @@ def _verify(options: argparse.Namespace) -> None:
     health = verify(cache, entry.progress_bars("verify"))
     for (file, name), reason in health.damaged.items():
         log.info("%s: %s %s", file, name, reason)
-    log.info("%d tensors read, %d damaged", health.num_items, len(health.damaged))
-    if health.damaged and options.delete:
-        delete_damaged(cache, health)
-        log.info("removed; encode again to replace them")
-    elif health.damaged:
+    for fault in health.indices.values():
+        log.info("%s", fault)
+    log.info(
+        "%d tensors read, %d damaged; %d data sets are not whole",
+        health.num_items, len(health.damaged), len(health.indices),
+    )  # fmt: skip
+    if health.ok:
+        return
+    if not options.delete:
         sys.exit(1)
+    delete_damaged(cache, health)
+    log.info("removed; encode again to replace them")
 
 
 def _gc(options: argparse.Namespace) -> None:
-    from pusa.data.care import collect, leftovers, unreferenced
+    from pusa.data.care import collect, leftovers, superseded, unreferenced
 
     cache = _open(options)
     if not cache.indices():
         raise ValueError(
             f"{cache.folder}: has no data set's index, so all of it would go; encode one first."
         )
-    unused, old = unreferenced(cache), leftovers(cache)
+    seconds = 3600 * options.hours
+    versions = superseded(cache) if options.old_versions else []
+    unused, old = unreferenced(cache, seconds, versions), leftovers(cache, seconds)
     what = (
-        f"{len(unused)} tensors that no data set uses, {_gigabytes(unused):.2f} GB, and "
-        f"{len(old)} unfinished files of a day ago"
+        f"{len(unused)} tensors that no data set uses, {_bytes(unused)}, "
+        f"{len(old)} unfinished files and {len(versions)} old versions of data sets"
     )
     if not options.yes:
         log.info("%s; --yes deletes them", what)
         return
+    for file in versions:
+        file.unlink()
     collect(cache, unused)
     for file in old:
-        file.unlink()
+        file.unlink(missing_ok=True)
     log.info("deleted %s", what)
 
 

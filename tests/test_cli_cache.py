@@ -1,6 +1,7 @@
 """Encoding in parts and looking after the cache, as it is typed."""
 
 import pytest
+import torch
 
 from pusa import cli
 from pusa.data import toy
@@ -52,11 +53,31 @@ def test_parts_and_then_care_of_the_cache(root, clips, caplog, monkeypatch):
     assert run("data", "cache", "verify") == 0
     caplog.clear()
     monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
-    for index in folder.glob("index/*"):
-        index.unlink()
     assert run("encode", clips, "--name", NAME) == 0
+    assert "1 clips and 0 captions to encode" in caplog.text or "0 clips and 1 cap" in caplog.text
+    assert run("data", "cache", "verify") == 0
     assert run("data", "cache", "gc") == 0
     assert "0 tensors that no data set uses" in caplog.text
+
+
+def test_gc_spares_what_is_young_and_takes_old_versions_when_told(root, clips, caplog):
+    caplog.set_level("INFO")
+    cache = LatentCache(root / "data" / "cache")
+    assert run("encode", clips, "--name", NAME) == 0
+    text = clips.read_text().split("\n")
+    clips.write_text("\n".join(text[:-2]) + "\n")  # one clip less
+    assert run("encode", clips, "--name", NAME) == 0
+    assert len(cache.indices()) == 2
+    cache.write("text", "ab", torch.zeros(1, 4))
+    assert run("data", "cache", "gc", "--yes") == 0
+    assert cache.has("text", "ab")  # a running job may be about to name it
+    assert run("data", "cache", "gc", "--yes", "--hours", 0) == 0
+    assert len(list(cache.items())) == 8
+    assert run("data", "cache", "gc", "--yes", "--hours", 0, "--old-versions") == 0
+    assert "and 1 old versions" in caplog.text
+    assert len(list(cache.items())) == 6
+    assert len(cache.indices()) == 1
+    assert run("data", "cache", "verify") == 0
 
 
 def test_what_an_experiment_trains_on_is_encoded(root):

@@ -172,17 +172,22 @@ class LatentCache:
         files = sorted((f for f in files if f.is_file()), key=lambda f: f.stat().st_mtime_ns)
         if not files:
             raise ValueError(f"{folder}: no index {name!r} in this cache; run `pusa encode` first.")
-        return _entries(files[-1])
+        return read_entries(files[-1])
 
     def has_index(self, name: str, fingerprint: str) -> bool:
         return self.index_path(name, fingerprint).is_file()
 
     def indices(self) -> dict[Path, list[Entry]]:
         """All indices of the cache."""
-        return {file: _entries(file) for file in sorted((self.folder / "index").glob("*.json"))}
+        return {file: read_entries(file) for file in self.index_files()}
+
+    def index_files(self) -> list[Path]:
+        found = (self.folder / "index").glob("*.json")
+        return sorted(file for file in found if not file.name.startswith("."))
 
 
-def _entries(file: Path) -> list[Entry]:
+def read_entries(file: Path) -> list[Entry]:
+    """The entries of an index's file. CacheError if it is damaged."""
     try:
         value = json.loads(file.read_text())
         return [
@@ -190,7 +195,10 @@ def _entries(file: Path) -> list[Entry]:
             for name, caption, latents, text, shape in value["rows"]
         ]
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise CacheError(f"{file}: not a readable index ({error}); encode again.") from error
+        raise CacheError(
+            f"{file}: not a readable index ({error}); run `pusa data cache verify --delete`, then "
+            "encode again."
+        ) from error
 
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}

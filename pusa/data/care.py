@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,17 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pusa.data.cache import KINDS, PACKS, CacheError, Entry, Item, LatentCache, digest_of, opened
+from pusa.data.cache import (
+    KINDS,
+    PACKS,
+    CacheError,
+    Entry,
+    Item,
+    LatentCache,
+    digest_of,
+    opened,
+    read_entries,
+)
 from pusa.data.hashing import content_key
 
 PACK_BYTES = 2**29
@@ -23,18 +33,35 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(p for p in (here, *here.parents) if p.exists())).free
 
 
+def size_text(num_bytes: float) -> str:
+    """Bytes for people: 3.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} TB"
+
+
 @dataclass(frozen=True)
 class Health:
-    """What `verify` found: how many tensors were read, and what is wrong, by file and name."""
+    """What `verify` found: how many tensors were read, and what is wrong: with tensors, by file and
+    name, and with indices, by file."""
 
     num_items: int
     damaged: dict[tuple[Path, str], str]
+    indices: dict[Path, str]
+
+    @property
+    def ok(self) -> bool:
+        return not self.damaged and not self.indices
 
 
 def verify(cache: LatentCache, progress=iter) -> Health:
-    """Read everything and compare it with the hashes that were stored beside it."""
+    """Read everything and compare it with the hashes that were stored beside it; look whether what
+    the indices name is there."""
     files = [file for kind in (*KINDS, PACKS) for file in cache.files(kind)]
     damaged: dict[tuple[Path, str], str] = {}
+    there: set[str] = set()
     count = 0
     for file in progress(files):
         try:
@@ -45,9 +72,25 @@ def verify(cache: LatentCache, progress=iter) -> Health:
                     reason = _fault(file_.get_tensor(name), digests.get(name))
                     if reason:
                         damaged[file, name] = reason
+                    else:
+                        there.add(name)
         except (CacheError, SafetensorError, ValueError) as error:
             damaged[file, ""] = str(error)
-    return Health(count, damaged)
+    indices = {file: fault for file in cache.index_files() if (fault := _index_fault(file, there))}
+    return Health(count, damaged, indices)
+
+
+def _index_fault(file: Path, there: Set[str]) -> str:
+    try:
+        named = _names(read_entries(file))
+    except CacheError as error:
+        return str(error)
+    lost = len(named - there)
+    return f"{file}: {lost} of the {len(named)} tensors that it names are lost" if lost else ""
+
+
+def _names(entries: Iterable[Entry]) -> set[str]:
+    return {f"{kind}/{getattr(entry, kind)}" for entry in entries for kind in KINDS}
 
 
 def _fault(tensor: Tensor, digest: str | None) -> str:
@@ -59,7 +102,10 @@ def _fault(tensor: Tensor, digest: str | None) -> str:
 
 
 def delete_damaged(cache: LatentCache, health: Health) -> None:
-    """Remove damaged loose files; of a damaged pack keep what is sound, as loose files."""
+    """Remove damaged loose files; of a damaged pack keep what is sound, as loose files.
+
+    Indices that name what is lost go, too: encoding again then makes it and them anew.
+    """
     for file in {file for file, _ in health.damaged}:
         bad = {name for path, name in health.damaged if path == file}
         if file.parent.name == PACKS and "" not in bad:
@@ -69,6 +115,8 @@ def delete_damaged(cache: LatentCache, health: Health) -> None:
                     cache.write(kind, key, pack.get_tensor(name))
         file.unlink()
     cache.forget_packs()
+    for file in health.indices:
+        file.unlink(missing_ok=True)
 
 
 def leftovers(cache: LatentCache, older_than: float = 86_400) -> list[Path]:
@@ -78,15 +126,27 @@ def leftovers(cache: LatentCache, older_than: float = 86_400) -> list[Path]:
     return sorted(p for p in hidden if p.stat().st_mtime < limit)
 
 
-def unreferenced(cache: LatentCache) -> list[Item]:
-    """What no index names."""
-    used = {
-        f"{kind}/{getattr(entry, kind)}"
-        for entries in cache.indices().values()
-        for entry in entries
-        for kind in KINDS
-    }
-    return [item for item in cache.items() if f"{item.kind}/{item.key}" not in used]
+def unreferenced(
+    cache: LatentCache, older_than: float = 0, without: Sequence[Path] = ()
+) -> list[Item]:
+    """What no index names, those in `without` left out, untouched for so many seconds: what is
+    younger may be of a job that has not written its index yet."""
+    limit = time.time() - older_than
+    kept = {file: entries for file, entries in cache.indices().items() if file not in without}
+    used = set().union(*map(_names, kept.values()))
+    return [
+        item
+        for item in cache.items()
+        if f"{item.kind}/{item.key}" not in used and item.file.stat().st_mtime <= limit
+    ]
+
+
+def superseded(cache: LatentCache) -> list[Path]:
+    """Indices of which there is a newer one of the same name: of other captions or settings."""
+    newest: dict[str, Path] = {}
+    for file in sorted(cache.index_files(), key=lambda file: file.stat().st_mtime_ns):
+        newest[file.stem.rpartition(".")[0]] = file
+    return [file for file in cache.index_files() if file not in newest.values()]
 
 
 def collect(cache: LatentCache, items: Iterable[Item]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.data.media import Media
+from pusa.data.readers import versions
 from pusa.data.video import Probe, VideoError, probe
 
 FOLDER = "media"
@@ -29,33 +30,55 @@ class FactBook:
 
     def __init__(self, cache: str | Path):
         self.folder = Path(cache) / FOLDER
-        self._known: dict[str, Mapping[str, Any]] = {}
+        self._file = self.folder / f"{uuid.uuid4().hex}.jsonl"
+        self._versions = versions()
+        self._known: dict[str, Facts] = {}
+        self.reload()
+        # What went wrong in an earlier run may have been the disk's or the network's fault.
+        self._known = {place: facts for place, facts in self._known.items() if facts.probe}
+
+    def reload(self) -> None:
+        """Read what other processes have found out meanwhile."""
         for file in sorted(self.folder.glob("*.jsonl")):
             for line in file.read_bytes().split(b"\n"):
                 self._learn(line)
-        self._file = self.folder / f"{uuid.uuid4().hex}.jsonl"
 
     def _learn(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-            self._known[row["place"]] = row
+            facts = _facts(row, self._versions)
+            if facts is not None:
+                self._known[row["place"]] = facts
         except (ValueError, KeyError, TypeError):
             return  # the last line of a process that was killed
 
     def of(self, media: Media) -> Facts:
-        """Look up, or hash and probe and write down. OSError if the file is not there."""
-        place = _place(media)
-        row = self._known.get(place)
-        facts = None if row is None else _facts(row)
+        """Look up, or hash and probe and write down. A FIFO, a device and what is not there are
+        faults at once."""
+        facts = self.known(media)
         if facts is None:
             facts = _examine(media)
-            self._write(place, facts)
+            self._write(media, facts)
         return facts
 
-    def _write(self, place: str, facts: Facts) -> None:
+    def known(self, media: Media) -> Facts | None:
+        """What is known without opening the file; None if it was not examined yet."""
+        if not media.path.exists():
+            return Facts("", None, f"{media}: no such file; copy it there or drop it.")
+        if not media.path.is_file():
+            return Facts("", None, f"{media}: is a FIFO, device or folder; drop it.")
+        return self._known.get(_place(media))
+
+    def blame(self, media: Media, fault: str) -> None:
+        """Write down that a file which was probed cannot be used after all."""
+        facts = self.known(media)
+        self._write(media, Facts(facts.digest if facts else "", None, fault))
+
+    def _write(self, media: Media, facts: Facts) -> None:
+        place = _place(media)
         row = {"place": place, "digest": facts.digest, "fault": facts.fault,
                "probe": None if facts.probe is None else asdict(facts.probe)}  # fmt: skip
-        self._known[place] = row
+        self._known[place] = facts
         self.folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -70,8 +93,8 @@ def _place(media: Media) -> str:
     return f"{media}|{media.path.parent.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
-def _facts(row: Mapping[str, Any]) -> Facts | None:
-    """None if the row is of another version of this code."""
+def _facts(row: Mapping[str, Any], readers: Mapping[str, str]) -> Facts | None:
+    """None if the row is of another version of this code, or of a reader."""
     if row["probe"] is None:
         return Facts(row["digest"], None, row["fault"])
     names = {field.name for field in fields(Probe)}
@@ -80,11 +103,16 @@ def _facts(row: Mapping[str, Any]) -> Facts | None:
     values: dict[str, Any] = {
         k: tuple(v) if isinstance(v, list) else v for k, v in row["probe"].items()
     }
-    return Facts(row["digest"], Probe(**values), row["fault"])
+    found = Probe(**values)
+    current = found.version == readers.get(found.reader, found.version)
+    return Facts(row["digest"], found) if current else None
 
 
 def _examine(media: Media) -> Facts:
-    digest = media.digest()
+    try:
+        digest = media.digest()
+    except OSError as error:
+        return Facts("", None, f"{media}: cannot be read ({error.strerror}); mend or drop it.")
     try:
         return Facts(digest, probe(media))
     except VideoError as error:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image, ImageOps
 
@@ -142,7 +141,7 @@ def _probe_image(media: Media, size: int) -> Probe:
         codec="image", pixel_format=mode, bit_depth=8, num_frames=1, fps=0.0, variable_rate=False,
         times=(), duration=0.0, height=height, width=width, rotation=turn, pixel_aspect=1.0,
         has_audio=False, start=0.0, edit_list=False, seekable=False, container=media.suffix[1:],
-        size=size, reader="image", reason="a still image", version=PIL.__version__,
+        size=size, reader="image", reason="a still image", version=readers.versions()["image"],
     )  # fmt: skip
 
 

@@ -33,7 +33,10 @@ _SEEKS = 4  # key frames to try before decoding from the file's beginning
 def versions() -> dict[str, str]:
     """Version of each reader; PyAV's with the decoder library that it was built with."""
     codec = ".".join(map(str, av.library_versions["libavcodec"]))
-    return {"decord": version("decord"), "pyav": f"{av.__version__}/lavc{codec}"}
+    return {
+        "decord": version("decord"), "pyav": f"{av.__version__}/lavc{codec}",
+        "image": version("pillow"),
+    }  # fmt: skip
 
 
 class Upright:

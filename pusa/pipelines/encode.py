@@ -1,8 +1,9 @@
 """Samples -> latent cache: decode, fit, encode, store; each piece once, whole, by any number of
 processes that need not know of one another."""
 
+import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pusa.data import video
 from pusa.data.cache import Entry, LatentCache
-from pusa.data.care import free_bytes
+from pusa.data.care import free_bytes, size_text
 from pusa.data.clips import Clip
 from pusa.data.facts import FactBook
 from pusa.data.hashing import content_key
@@ -29,7 +30,7 @@ Progress = Callable[[Iterable], Iterable]
 
 @dataclass(frozen=True)
 class Part:
-    """Which share of the work is this process's: every `count`-th sample, from `index` on."""
+    """Which share of the work is this process's: every `count`-th clip, from `index` on."""
 
     index: int = 0
     count: int = 1
@@ -68,24 +69,52 @@ def encode_clips(
     is "skip". OSError before the start if the disk cannot hold what is to come.
     """
     book = FactBook(cache.folder)
-    samples, bad = plan_samples(clips, book, settings, vae.spec, keys, progress("probe clips"))
+    mine = part.of(clips)
+    samples, bad = plan_samples(mine, book.of, settings, vae.spec, keys, progress("probe clips"))
     log.info("%s", table(samples, bad))
-    mine = part.of(samples)
-    _encode_captions(part.of(samples), cache, text_encoder, progress("encode captions"))
-    todo = list({s.entry.latents: s for s in mine if not cache.has("latents", s.entry.latents)}
-                .values())  # fmt: skip
-    _predict(todo, cache)
+    captions, todo = _missing_captions(samples, cache), _missing_latents(samples, cache)
+    _predict(todo, captions, cache, text_encoder)
+    _encode_captions(captions, cache, text_encoder, progress("encode captions"))
     faults = _encode_pixels(todo, cache, settings, vae, progress("encode clips"))
-    failed = {s.entry.latents for s in todo if s.clip.name in faults}
-    _report(bad | faults, len(clips), settings)
-    entries = [s.entry for s in samples if s.entry.latents not in failed]
-    waiting = sum(
-        not (cache.has("latents", e.latents) and cache.has("text", e.text)) for e in entries
-    )
-    if waiting:
-        log.info("%d samples are left to the other parts.", waiting)
-        return None
-    return entries
+    for sample in samples:  # copies of a faulty file, too
+        if sample.entry.latents in faults:
+            bad[sample.clip.name] = fault = faults[sample.entry.latents]
+            book.blame(sample.clip.media, fault)
+    _report(bad, len(mine), settings)
+    return _whole_set(clips, book, cache, settings, vae, keys)
+
+
+def _whole_set(
+    clips: Sequence[Clip], book: FactBook, cache: LatentCache, settings: EncodeSettings,
+    vae: VideoVAE, keys: Keys,
+) -> list[Entry] | None:  # fmt: skip
+    """Entries of all usable clips, by what all parts have written down; None while one is at it."""
+    book.reload()
+    cache.forget_packs()
+    facts = [book.known(clip.media) for clip in clips]
+    waiting = sum(fact is None for fact in facts)
+    if not waiting:
+        found = {clip.media: fact for clip, fact in zip(clips, facts, strict=True) if fact}
+        samples, bad = plan_samples(clips, found.__getitem__, settings, vae.spec, keys)
+        waiting = len(_missing_captions(samples, cache)) + len(_missing_latents(samples, cache))
+        if not waiting:
+            _report(bad, len(clips), settings)
+            return [sample.entry for sample in samples]
+    log.info("%d clips or captions are left to the other parts.", waiting)
+    return None
+
+
+def _missing_captions(samples: Sequence[Sample], cache: LatentCache) -> dict[str, str]:
+    """Captions, by key, that the cache does not hold."""
+    captions = {s.entry.text: s.entry.caption for s in samples}
+    return {key: caption for key, caption in captions.items() if not cache.has("text", key)}
+
+
+def _missing_latents(samples: Sequence[Sample], cache: LatentCache) -> list[Sample]:
+    """Samples to be encoded, without repeats, those of one size together."""
+    distinct = {s.entry.latents: s for s in samples}
+    todo = [s for key, s in distinct.items() if not cache.has("latents", key)]
+    return sorted(todo, key=lambda s: (s.size.num_frames, s.size.height, s.size.width))
 
 
 def _report(bad: dict[str, str], num_clips: int, settings: EncodeSettings) -> None:
@@ -100,32 +129,45 @@ def _report(bad: dict[str, str], num_clips: int, settings: EncodeSettings) -> No
     log.warning("%s", message)
 
 
-def _predict(todo: Sequence[Sample], cache: LatentCache) -> None:
-    """Say how much will be written; OSError if it does not fit on the disk."""
-    need = sum(2 * prod(sample.entry.shape) + FILE_OVERHEAD for sample in todo)
+def _predict(
+    todo: Sequence[Sample], captions: Mapping[str, str], cache: LatentCache, encoder: TextEncoder
+) -> None:
+    """Say how much will be written; OSError if it does not fit on the disk.
+
+    The caption of median length stands for all.
+    """
+    latents = sum(2 * prod(sample.entry.shape) + FILE_OVERHEAD for sample in todo)
+    text = 0
+    if captions:
+        typical = sorted(captions.values(), key=len)[len(captions) // 2]
+        one = encoder.encode([typical])
+        text = len(captions) * (2 * int(one.mask.sum()) * one.embedding.shape[-1] + FILE_OVERHEAD)
     free = free_bytes(cache.folder)
     log.info(
-        "%d clips to encode, %.2f GB of latents; %.1f GB are free.",
-        len(todo), need / 1e9, free / 1e9,
+        "%d clips and %d captions to encode, %s of latents and about %s of text; %s are free.",
+        len(todo), len(captions), size_text(latents), size_text(text), size_text(free),
     )  # fmt: skip
-    if need > free:
+    if latents + text > free:
         raise OSError(
-            28, f"needs {need / 1e9:.1f} GB for latents, {free / 1e9:.1f} GB are free",
+            errno.ENOSPC,
+            f"needs {size_text(latents + text)} for latents and text, {size_text(free)} are free",
             str(cache.folder),
-        )  # fmt: skip
+        )
 
 
 def _encode_captions(
-    samples: Sequence[Sample], cache: LatentCache, encoder: TextEncoder, progress: Progress
+    captions: Mapping[str, str], cache: LatentCache, encoder: TextEncoder, progress: Progress
 ) -> None:
-    captions = {s.entry.text: s.entry.caption for s in samples}
-    todo = [(key, caption) for key, caption in captions.items() if not cache.has("text", key)]
+    todo = list(captions.items())
     starts = range(0, len(todo), CAPTIONS_AT_ONCE)
     for start in progress(starts) if todo else ():
         group = todo[start : start + CAPTIONS_AT_ONCE]
         text = encoder.encode([caption for _, caption in group])
         if not torch.isfinite(text.embedding).all():
-            raise ValueError("the text encoder gave embeddings that are not finite.")
+            raise ValueError(
+                "the text encoder gave embeddings that are not finite; check its weights "
+                "(model.text_encoder)."
+            )
         for (key, _), embedding, mask in zip(group, text.embedding, text.mask, strict=True):
             cache.write("text", key, embedding[mask].to(torch.bfloat16).cpu())
 
@@ -134,7 +176,8 @@ def _encode_pixels(
     todo: Sequence[Sample], cache: LatentCache, settings: EncodeSettings, vae: VideoVAE,
     progress: Progress,
 ) -> dict[str, str]:  # fmt: skip
-    """Encode samples in batches of one size, decoding ahead in threads. Returns faults by clip."""
+    """Encode samples in batches of one size, decoding ahead in threads. Returns faults, by the key
+    of the latents that are not there for it."""
     faults: dict[str, str] = {}
     batches = _batches(todo, settings.batch_size)
     with ThreadPoolExecutor(settings.num_workers) as pool:
@@ -143,7 +186,7 @@ def _encode_pixels(
             good: dict[str, Tensor] = {}
             for sample, frames in zip(batch, next(decoded), strict=True):
                 if isinstance(frames, Exception):
-                    faults[sample.clip.name] = str(frames)
+                    faults[sample.entry.latents] = str(frames)
                 else:
                     good[sample.entry.latents] = frames
             if good:

@@ -54,7 +54,8 @@ class Source:
         if not self.manifest:
             raise ValueError(
                 f"data set {self.name!r} has no manifest; set data.train.manifest and "
-                "data.heldout.manifest to a metadata.csv each."
+                "data.heldout.manifest, to a metadata.csv, a folder of clips or what else "
+                "docs/data.md names."
             )
         if self.split not in SPLITS:
             raise ValueError(f"split={self.split!r} is unknown; use one of {', '.join(SPLITS)}.")
@@ -67,14 +68,17 @@ class Source:
         return self.toy.num_clips
 
     def clips(self) -> list[Clip]:
-        """The usable clips of this split. ValueError if there are none."""
+        """The usable clips of this split; none may be left for "heldout", of a few clips.
+
+        ValueError if none are left of another split.
+        """
         listed = read_manifest(self.manifest)
         kept = usable(listed, read_quarantine(self.manifest))
         if len(kept) < len(listed):
             log.info("%s: %d clips are in quarantine.", self.manifest, len(listed) - len(kept))
         if self.split != "all":
             kept = split_by_hash(kept, self.heldout_share)[self.split == "heldout"]
-        if not kept:
+        if not kept and self.split != "heldout":
             raise ValueError(
                 f"{self.manifest}: no clips are left for {self.name}; see its quarantine file and "
                 "heldout_share."
@@ -108,8 +112,8 @@ def prepare(
     """Render and encode what is missing or has changed since; fast when nothing has.
 
     Returns the fingerprint of every source's index, by its name, of those that are whole: with
-    several parts, the last one to end makes the index. settings None: clips are used as pixels,
-    nothing is encoded.
+    several parts, the last one to end makes the index. A held-out split without clips is left out,
+    with a warning. settings None: clips are used as pixels, nothing is encoded.
     """
     store = LatentCache(cache)
     vae = text_encoder = None
@@ -119,6 +123,13 @@ def prepare(
         if settings is None:
             continue
         clips = source.clips()
+        if not clips:
+            log.warning(
+                "%s: none of the few clips falls into the held-out share of %g: nothing is held "
+                "out for %s. Raise data.train.heldout_share or name a data.heldout.manifest.",
+                source.manifest, source.heldout_share, source.name,
+            )  # fmt: skip
+            continue
         keys = Keys(fingerprint(model.vae), fingerprint(model.text_encoder), model.text_len)
         mark = dataset_fingerprint(clips, settings, keys)
         if not store.has_index(source.name, mark):

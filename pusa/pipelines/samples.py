@@ -11,9 +11,10 @@ from typing import Literal
 from pusa.data import video
 from pusa.data.cache import Entry
 from pusa.data.clips import Clip
-from pusa.data.facts import FactBook, Facts
+from pusa.data.facts import Facts
 from pusa.data.geometry import FITS, Bucket, choose_bucket
 from pusa.data.hashing import content_key
+from pusa.data.media import Media
 from pusa.data.timeline import Chosen, Where, choose_frames, num_windows, rate
 from pusa.rng import generator_for
 from pusa.types import LatentSpec
@@ -110,19 +111,19 @@ class Keys:
 
 
 def plan_samples(
-    clips: Sequence[Clip], book: FactBook, settings: EncodeSettings, spec: LatentSpec, keys: Keys,
-    progress: Callable[[Iterable], Iterable] = iter,
+    clips: Sequence[Clip], look_up: Callable[[Media], Facts], settings: EncodeSettings,
+    spec: LatentSpec, keys: Keys, progress: Callable[[Iterable], Iterable] = iter,
 ) -> tuple[list[Sample], dict[str, str]]:  # fmt: skip
     """The samples of all usable clips, in the manifest's order, and why others cannot be used, by
-    clip. Files are probed in threads, once: the book keeps what was found."""
+    clip. look_up (FactBook.of) is called in threads: it probes what is not known."""
     for size in settings.sizes():
         spec.num_latent_frames(size.num_frames)
         spec.latent_size(size.height, size.width)
     samples: list[Sample] = []
     bad: dict[str, str] = {}
     with ThreadPoolExecutor(settings.num_workers) as pool:
-        every_facts = pool.map(lambda clip: book.of(clip.media), clips)
-        for clip, facts in progress(list(zip(clips, every_facts, strict=True))):
+        every_facts = pool.map(lambda clip: look_up(clip.media), clips)
+        for clip, facts in zip(progress(clips), every_facts, strict=True):
             try:
                 if facts.probe is None:
                     raise video.VideoError(facts.fault)

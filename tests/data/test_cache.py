@@ -94,7 +94,7 @@ def test_one_flipped_bit_is_found_and_only_that_tensor_lost(tmp_path, packed):
     files[0].write_bytes(content)
     fresh = LatentCache(tmp_path)
     health = verify(fresh)
-    assert len(health.damaged) == 1
+    assert len(health.damaged) == len(health.indices) == 1
     ((_, name),) = health.damaged
     delete_damaged(fresh, health)
     kind, key = name.split("/")

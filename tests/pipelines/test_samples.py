@@ -40,7 +40,9 @@ def folder(made, tmp_path):
 
 def plan(folder, tmp_path, **settings):
     given = EncodeSettings(**{"num_frames": 17, "height": 32, "width": 32, "fps": 16.0} | settings)
-    samples, bad = plan_samples(read_manifest(folder), FactBook(tmp_path / "c"), given, SPEC, KEYS)
+    samples, bad = plan_samples(
+        read_manifest(folder), FactBook(tmp_path / "c").of, given, SPEC, KEYS
+    )
     return {s.entry.name.removesuffix(".mp4"): s for s in samples}, bad
 
 
@@ -129,8 +131,9 @@ def test_a_source_splits_by_hash_and_honours_quarantine(folder):
     assert not names["train"] & names["heldout"]
     with pytest.raises(ValueError, match="split='test' is unknown"):
         Source("x", str(folder), split="test")
+    assert Source("x", str(folder), split="heldout", heldout_share=0.0).clips() == []
     with pytest.raises(ValueError, match="no clips are left"):
-        Source("x", str(folder), split="heldout", heldout_share=0.0).clips()
+        Source("x", str(folder), split="train", heldout_share=1.0).clips()
 
 
 @pytest.mark.parametrize(
