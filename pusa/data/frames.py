@@ -15,8 +15,8 @@ class FramesDataset(Dataset):
     """Clips as float frames (3, T, H, W) in [-1, 1]; kept as uint8."""
 
     def __init__(self, manifest: str | Path, num_frames: int, limit: int | None = None):
-        paths = [clip.path for clip in clips.read_manifest(manifest)[:limit]]
-        self.frames = [video.read_frames(path, num_frames)[0] for path in paths]
+        listed = clips.read_manifest(manifest)[:limit]
+        self.frames = [video.read_frames(clip.media, num_frames)[0] for clip in listed]
 
     def __len__(self) -> int:
         return len(self.frames)

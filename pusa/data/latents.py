@@ -1,9 +1,10 @@
 """Training batches out of the latent cache: nothing here decodes or encodes."""
 
-from collections import Counter
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -13,6 +14,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSample
 from pusa.data.cache import Entry, LatentCache
 from pusa.data.order import CountedBatches
 from pusa.types import LatentBatch, Text
+
+log = logging.getLogger(__name__)
 
 
 class LatentDataset(Dataset):
@@ -41,14 +44,6 @@ class LatentDataset(Dataset):
         """A number per sample, the same for samples of one shape."""
         numbers = {shape: i for i, shape in enumerate(dict.fromkeys(e.shape for e in self.entries))}
         return [numbers[entry.shape] for entry in self.entries]
-
-
-def bucket_table(entries: Sequence[Entry]) -> str:
-    """How many samples have which latent shape."""
-    counts = Counter(entry.shape for entry in entries)
-    lines = ["latents (C, F, h, w)    samples"]
-    lines += [f"{shape!s:<22} {n:8,d}" for shape, n in sorted(counts.items())]
-    return "\n".join(lines)
 
 
 def collate(samples: Sequence[tuple[Tensor, Tensor, int]]) -> LatentBatch:
@@ -83,7 +78,7 @@ class LatentDataModule(L.LightningDataModule):
     ):
         super().__init__()
         if num_workers < 0:
-            raise ValueError(f"data.num_workers must be at least 0, got {num_workers}.")
+            raise ValueError(f"data.batches.num_workers must be at least 0, got {num_workers}.")
         self.cache, self.train, self.heldout = LatentCache(cache), train, heldout
         self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
         self.num_workers, self.in_memory = num_workers, in_memory
@@ -122,12 +117,16 @@ class LatentDataModule(L.LightningDataModule):
             persistent_workers=self.num_workers > 0, pin_memory=torch.cuda.is_available(),
         )  # fmt: skip
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self) -> dict[str, Any]:
         step = self.trainer.global_step if self.trainer else self.start_step
-        return {"step": step, "samples_per_step": self.batch_size * self.world_size}
+        samples = self.batch_size * self.world_size
+        return {"step": step, "samples_per_step": samples, "index": self.indices.get(self.train)}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """ValueError if a step would have another number of samples than before."""
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the very next sample; a warning if the data set is not the same any more.
+
+        ValueError if a step would have another number of samples than before.
+        """
         here = self.batch_size * self.world_size
         before = state_dict.get("samples_per_step", here)
         if before != here:
@@ -135,6 +134,12 @@ class LatentDataModule(L.LightningDataModule):
                 f"the run was trained with {before} samples a step, this has {self.batch_size} on "
                 f"{self.world_size} processes = {here}; choose batch_size so that they agree."
             )
+        index, now = state_dict.get("index"), self.indices.get(self.train)
+        if index and now and index != now:
+            log.warning(
+                "%s: clips, captions or settings have changed since the checkpoint; its order of "
+                "samples is another from here on.", self.train,
+            )  # fmt: skip
         self.start_step = state_dict["step"]
 
 

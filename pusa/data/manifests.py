@@ -37,7 +37,7 @@ def open_manifest(path: str | Path, media_folder: str | Path | None = None) -> M
         return _open_folder(path, media_folder)
     if not path.exists():
         if not re.search(r"[*?\[{]", str(path)):
-            raise ValueError(f"{path}: no such manifest; expected {_KINDS} (data.manifest).")
+            raise ValueError(f"{path}: no such manifest; expected {_KINDS}.")
         fixed = Path(re.split(r"[*?\[{]", str(path))[0] + "_").parent
         return Manifest(path, fixed, (), lambda: read_shards(expand(str(path)), fixed))
     base = path.parent

@@ -32,9 +32,9 @@ class CountedBatches(Sampler[list[int]]):
         buckets: Sequence[int] | None = None,
     ):
         if num_samples < 1:
-            raise ValueError("the training set is empty; check data.manifest and the cache.")
+            raise ValueError("the training set is empty; check its manifest and the cache.")
         if batch_size < 1:
-            raise ValueError(f"data.batch_size must be at least 1, got {batch_size}.")
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if buckets is not None and len(buckets) != num_samples:
             raise ValueError(f"{len(buckets)} buckets for {num_samples} samples; give one each.")
         self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed

@@ -102,7 +102,7 @@ def expand(pattern: str) -> list[Path]:
             return [Path(pattern)]
         found = sorted(glob.glob(pattern, recursive=True))
         if not found:
-            raise ValueError(f"{pattern}: matches no file (data.manifest).")
+            raise ValueError(f"{pattern}: matches no file; mend the pattern.")
         return [Path(name) for name in found]
     words = brace[1].split(",")
     span = re.fullmatch(r"(\d+)\.\.(\d+)", brace[1])

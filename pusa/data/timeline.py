@@ -5,6 +5,7 @@ move as fast as in reality. Decodes nothing.
 """
 
 import itertools
+import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -143,7 +144,7 @@ def _pace(
         raise VideoError(
             f"{name}: has {clip_fps:.4g} frames per second, the model {fps:.4g}; frame by frame it "
             f"would play {factor:.3f} times too fast, by time frames would be repeated. Drop it, "
-            f"or allow it by max_stretch={factor - 1:.2g} or allow_repeat."
+            f"or allow it by max_stretch={math.ceil(100 * factor - 100) / 100:g} (data.encode)."
         )
     return clip_fps, close and not is_variable(times)
 
@@ -195,5 +196,5 @@ def _too_short(
     seconds, needed = len(times) / clip_fps, num_frames / (clip_fps if by_frame else fps)
     return (
         f"{name}: lasts {seconds:.2f} s, {has} frames at {fps:.4g} per second; {num_frames} frames "
-        f"({needed:.2f} s) are needed. Drop the clip or lower data.num_frames."
+        f"({needed:.2f} s) are needed. Drop the clip, lower num_frames, or add a shorter bucket (data.encode)."
     )

@@ -78,7 +78,7 @@ def read_frames(
     if num_frames is not None and total < num_frames:
         raise VideoError(
             f"{media}: has {total} frames, {num_frames} are needed; "
-            "drop the clip or lower data.num_frames."
+            "drop the clip or lower num_frames."
         )
     frames = _filled(decoded, total if num_frames is None else num_frames)
     return frames, VideoInfo(len(frames) if num_frames is None else total, fps, *frames.shape[2:])
