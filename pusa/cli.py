@@ -4,9 +4,11 @@ Commands for files of weights are in cli_weights.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +34,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     options = _parser().parse_args(arguments)
     entry.quiet_libraries()
+    with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
+        signal.signal(signal.SIGTERM, _interrupt)  # unfinished files are removed on the way out
     entry.guarded(lambda: options.run(options))
+
+
+def _interrupt(number: int, frame) -> None:
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

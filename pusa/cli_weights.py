@@ -91,7 +91,7 @@ def _tiny(options: argparse.Namespace) -> None:
 def _output(options: argparse.Namespace):
     from pusa.weights.convert import Output
 
-    if not options.shard_gb > 0:
+    if not 0 < options.shard_gb < 1e6:
         raise ValueError(f"--shard-gb must be positive, got {options.shard_gb}.")
     dtype = None if options.dtype is None else DTYPES[options.dtype]
     return Output(Path(options.output), options.to, dtype, int(options.shard_gb * 1e9))
@@ -103,12 +103,13 @@ def _inspect(options: argparse.Namespace) -> None:
 
     for path in find_experts(options.file).values() or [options.file]:
         try:
-            variant, tensors, layout = read_checkpoint(path)
+            variant, tensors = read_checkpoint(path)
         except WeightsError as error:
             try:
                 adapter = read_lora(path)
-            except WeightsError:
-                raise error from None
+            except WeightsError as lora_error:
+                lora = any(".lora" in key or "lora_" in key for key in _keys(path))
+                raise (lora_error if lora else error) from None
             log.info(
                 "%s: LoRA, %s format, %d modules, %s parameters",
                 path, adapter.format, len(adapter), f"{adapter.num_parameters:,}",
@@ -117,9 +118,19 @@ def _inspect(options: argparse.Namespace) -> None:
         specs = [tensors.spec(key) for key in tensors]
         log.info(
             "%s: %s, %s layout, %d tensors, %s parameters, %s",
-            path, variant, layout, len(specs), f"{sum(spec.numel() for spec in specs):,}",
+            path, variant, tensors.layout, len(specs), f"{sum(spec.numel() for spec in specs):,}",
             ", ".join(sorted({str(spec.dtype).removeprefix("torch.") for spec in specs})),
         )  # fmt: skip
+
+
+def _keys(path) -> list[str]:
+    """Names in a file, if it can be opened."""
+    from pusa.weights.files import WeightsError, open_checkpoint_files
+
+    try:
+        return list(open_checkpoint_files(path))
+    except WeightsError:
+        return []
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -137,7 +148,8 @@ def _merge(options: argparse.Namespace) -> None:
     for text in options.lora:
         file, strength = split_strength(text)
         loras.append((read_lora(file, options.expert), strength))
-    path = merge(options.checkpoint, loras, _output(options), entry.progress_bars("merge"))
+    bars = entry.progress_bars("merge")
+    path = merge(options.checkpoint, loras, _output(options), bars, options.expert)
     log.info("wrote %s", path)
 
 
@@ -156,7 +168,8 @@ def split_strength(text: str) -> tuple[str, float]:
 
 
 def _resize(options: argparse.Namespace) -> None:
-    from pusa.weights.lora_files import read_lora, write_lora
+    from pusa.weights.lora_files import read_lora
+    from pusa.weights.lora_writing import write_lora
     from pusa.weights.resize import resize
 
     adapter = read_lora(options.lora, options.expert)
@@ -165,13 +178,15 @@ def _resize(options: argparse.Namespace) -> None:
     worst = max(shrunk.errors, key=lambda module: shrunk.errors[module])
     log.info(
         "wrote %s: rank %d instead of %d, lost %.2f%% of the update (worst: %s, %.2f%%)",
-        path, options.rank, max(t.rank for t in adapter.values()), 100 * shrunk.error,
+        path, max(t.rank for t in shrunk.adapter.values()),
+        max(t.rank for t in adapter.values()), 100 * shrunk.error,
         worst, 100 * shrunk.errors[worst],
     )  # fmt: skip
 
 
 def _convert_lora(options: argparse.Namespace) -> None:
-    from pusa.weights.lora_files import read_lora, write_lora
+    from pusa.weights.lora_files import read_lora
+    from pusa.weights.lora_writing import write_lora
 
     adapter = read_lora(options.lora, options.expert)
     path = write_lora(adapter, options.output, options.to)

@@ -29,6 +29,11 @@ def guarded(action: Callable[[], Any]) -> None:
     """
     try:
         action()
+    except KeyboardInterrupt:
+        if os.environ.get("PUSA_TRACEBACK"):
+            raise
+        print("stopped.", file=sys.stderr)
+        sys.exit(130)
     except (*USER_ERRORS, InstantiationException) as error:
         cause = root_cause(error)
         if os.environ.get("PUSA_TRACEBACK") or not isinstance(cause, (*USER_ERRORS, TypeError)):

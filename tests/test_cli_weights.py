@@ -88,6 +88,8 @@ def test_doctors_exit_code_and_json(files, capsys):
         (("merge", "base", "x", "--lora", "a.safetensors:inf"), "must be a finite number"),
         (("merge", "base", "x", "--lora", "none.safetensors"), "no such weight file"),
         (("inspect", "base/config.json"), "is not a weight format"),
+        (("convert", "base", "x", "--to", "official", "--shard-gb", "inf"), "must be positive"),
+        (("lora", "convert", "a.safetensors", "x.pt", "--to", "peft"), "a PEFT LoRA is a folder"),
         (("tiny", "wan3", "x"), "'wan3' has no tiny twin; use one of wan21_t2v_1_3b"),
         (("tiny", "mochi_1", "base"), "is there already"),
     ],
@@ -140,3 +142,30 @@ def test_every_twin_samples_and_trains_from_its_official_files(tmp_path, monkeyp
         command = ("generate", "--model", f"{name}_tiny", "--prompt", "a red three", "--steps", 2)
         assert run(*command, "--lora", lora, "--strength", strength, "-o", videos[-1]) == 0
     assert videos[0].read_bytes() != videos[1].read_bytes()
+
+
+def test_a_stopped_command_says_so_and_leaves_nothing(files, monkeypatch, capsys):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pusa.weights.writing.stream_tensors", stop)
+    assert run("convert", "base", "out", "--to", "diffusers") == 130
+    assert "stopped." in capsys.readouterr().err
+    assert not [path for path in files.iterdir() if "out" in path.name]
+
+
+def test_inspect_tells_what_is_wrong_with_a_lora(files, capsys):
+    from safetensors.torch import load_file, save_file
+
+    bad = load_file("a.safetensors") | {"lora_unet_x.dora_scale": torch.ones(1)}
+    save_file(bad, "bad.safetensors")
+    assert run("inspect", "bad.safetensors") == 1
+    assert "belongs to DoRA" in capsys.readouterr().err
+
+
+def test_two_experts_do_not_go_into_one_file(tmp_path, capsys):
+    write_tiny_model("wan22_t2v_a14b", tmp_path / "m")
+    assert run("convert", tmp_path / "m", tmp_path / "x.safetensors", "--to", "comfy") == 1
+    assert "two experts do not fit into one file" in capsys.readouterr().err
+    write_tiny_model("mochi_1", tmp_path / "mochi")
+    assert run("inspect", tmp_path / "mochi") == 0

@@ -53,7 +53,7 @@ def _write_wan(variant: Variant, folder: Path, seed: int) -> None:
 
 def _write(variant: Variant, path: Path, seed: int) -> Path:
     backbone = random_backbone(variant, seed)
-    checkpoint = Checkpoint(variant, InMemory(backbone.state_dict()), "official")
+    checkpoint = Checkpoint(variant, InMemory(backbone.state_dict()))
     return write(checkpoint, Output(path, "official", shard_bytes=SHARD_BYTES))
 
 

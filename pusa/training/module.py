@@ -108,10 +108,15 @@ class VTAModule(L.LightningModule):
                 yield name, level, self.flow.loss(velocity, clean, noise, sigma)
 
     def export(self, folder: Path, recipe: Mapping) -> Path:
-        """Write `lora.safetensors`, or `model.safetensors` in bfloat16 when all weights train."""
+        """Write `lora.safetensors`, or `model.safetensors` when all weights train: bfloat16,
+        but for what the model keeps in float32."""
         if self.lora is not None:
             return self._export_lora(folder / "lora.safetensors", recipe)
-        weights = {key: value.bfloat16() for key, value in self.backbone.state_dict().items()}
+        keep = getattr(self.backbone, "keep_float32", ())
+        weights = {
+            key: value.float() if any(part in key for part in keep) else value.bfloat16()
+            for key, value in self.backbone.state_dict().items()
+        }
         metadata = {"pusa.format": "model", "recipe": json.dumps(dict(recipe), default=str)}
         return write_tensors(folder / "model.safetensors", weights, metadata)
 

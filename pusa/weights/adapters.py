@@ -4,6 +4,7 @@ Modules are named as in the official checkpoint, whatever the file called them.
 """
 
 import difflib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -91,7 +92,7 @@ def misfits(adapter: Adapter, specs: Mapping[str, Tensor]) -> list[str]:
             name = f"{module}.{part}"
             if name not in specs:
                 problems.append(f"the model has no {name}{_nearest(name, specs)}")
-            elif specs[name].numel() != diff.numel():
+            elif _sides(specs[name]) != _sides(diff):
                 problems.append(
                     f"the change of {name} is {tuple(diff.shape)}, it is {tuple(specs[name].shape)}"
                 )
@@ -103,6 +104,10 @@ def _factor_misfits(module: str, target: Target, specs: Mapping[str, Tensor]) ->
     a, b = target.A, target.B
     if a is None or b is None:
         return [f"{module} misses its {'A' if a is None else 'B'}; the file is not whole"]
+    if name in specs and specs[name].ndim > 2:
+        return [
+            f"{module} is a convolution; LoRAs of convolutions are not read, merge it elsewhere"
+        ]
     if name not in specs or specs[name].ndim != 2:
         return [f"the model has no linear layer {module}{_nearest(name, specs)}"]
     if (b.shape[0], a.shape[1]) != specs[name].shape or a.shape[0] != b.shape[1]:
@@ -111,6 +116,11 @@ def _factor_misfits(module: str, target: Target, specs: Mapping[str, Tensor]) ->
             f"the layer is {tuple(specs[name].shape)}"
         ]
     return []
+
+
+def _sides(tensor: Tensor) -> list[int]:
+    """The shape without sides of 1, which formats add and leave out."""
+    return [side for side in tensor.shape if side != 1]
 
 
 def _nearest(name: str, specs: Mapping[str, Tensor]) -> str:
@@ -129,6 +139,15 @@ def check_fits(adapter: Adapter, specs: Mapping[str, Tensor]) -> None:
         )
 
 
+def check_expert(adapter: Adapter, expert: str | None) -> None:
+    """WeightsError if the adapter is for the other expert of a two-expert model."""
+    if expert and adapter.expert and adapter.expert != expert:
+        raise WeightsError(
+            f"{adapter.source}: is a LoRA for the {adapter.expert}-noise expert, this is the "
+            f"{expert}-noise one; give each expert its own."
+        )
+
+
 def dead_or_broken(adapter: Adapter) -> list[str]:
     """What makes an adapter useless on any model: values that are not finite, or no change."""
     problems = []
@@ -136,6 +155,8 @@ def dead_or_broken(adapter: Adapter) -> list[str]:
         for name, tensor in (("A", target.A), ("B", target.B), *target.diffs.items()):
             if tensor is not None and not torch.isfinite(tensor).all():
                 problems.append(f"{module}: {name} holds NaN or infinity; the training diverged")
+        if not math.isfinite(target.scale):
+            problems.append(f"{module}: alpha is {target.alpha}; export it again")
     if not any(changes(target) for target in adapter.values()):
         problems.append("every lora_B is zero, it would change nothing; train it")
     return problems

@@ -9,8 +9,8 @@ import torch
 
 from pusa.models.variants import Variant
 from pusa.weights.files import Checkpoint, WeightsError, find_experts, read_checkpoint
-from pusa.weights.layouts import FLOAT8, Cast, from_official
-from pusa.weights.lazy import Piece, Tensors, View
+from pusa.weights.layouts import Cast, from_official
+from pusa.weights.lazy import FLOAT8, Piece, Tensors, View
 from pusa.weights.writing import SHARD_BYTES, Progress, write_checkpoint
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ def convert(path: str | Path, output: Output, progress: Progress = iter) -> list
     experts = find_experts(path)
     if not experts:
         return [write(read_checkpoint(path), output, progress)]
+    if output.path.suffix == ".safetensors":
+        raise ValueError(f"{output.path}: two experts do not fit into one file; name a folder.")
     opened = {expert: read_checkpoint(folder) for expert, folder in experts.items()}
     names = {"high": "transformer", "low": "transformer_2"}
     if output.layout != "diffusers":

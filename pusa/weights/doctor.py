@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from pusa.types import Text
-from pusa.weights.adapters import Adapter, Target, dead_or_broken, misfits
-from pusa.weights.files import WeightsError, find_experts, load_weights, read_checkpoint
+from pusa.weights.adapters import Adapter, Target, check_expert, dead_or_broken, misfits
+from pusa.weights.files import WeightsError, expert_of, load_weights, read_checkpoint
 from pusa.weights.lazy import Tensors, in_turn
 from pusa.weights.lora import linear_layers, load_lora, read_lora, set_strength, without
 
 WEAK, STRONG = 1e-5, 1.0  # relative change of the forward pass beyond which something may be wrong
+LARGE = 2e9  # parameters from which the forward pass is bfloat16
 SHOWN = 5  # findings of one kind in words; JSON has all
 
 
@@ -125,7 +126,7 @@ def diagnose(
     """
     found = Diagnosis(str(path), None if base is None else str(base))
     opened = None if base is None else read_checkpoint(base)
-    expert = expert or (None if base is None else _expert_of(Path(base)))
+    expert = expert or (None if base is None else expert_of(base))
     try:
         adapter = read_lora(path, expert)
     except WeightsError as error:
@@ -141,9 +142,10 @@ def diagnose(
         return found
     found.update_over_weight = update_ratios(adapter, opened.tensors)
     _judge_ratios(found)
-    if forward:
+    if forward and base is not None:
         model = opened.variant.build()
-        load_weights(model, opened.tensors.source)
+        size = sum(parameter.numel() for parameter in model.parameters())
+        load_weights(model, base, torch.float32 if size < LARGE else torch.bfloat16)
         bare = fixed_velocity(model)
         load_lora(model, adapter)
         measure(found, model, bare)
@@ -172,13 +174,6 @@ def diagnose_saved(path: str | Path, model: nn.Module, adapter: str = "default")
     return found
 
 
-def _expert_of(base: Path) -> str | None:
-    for expert, folder in find_experts(base.parent).items():
-        if folder.name == base.name:
-            return expert
-    return None
-
-
 def describe(found: Diagnosis, adapter: Adapter) -> None:
     """What can be said of the file alone."""
     factors = {m: t for m, t in adapter.items() if t.A is not None}
@@ -193,13 +188,13 @@ def describe(found: Diagnosis, adapter: Adapter) -> None:
         found.warnings.append(
             f"B is zero in {len(silent)} of {len(factors)} modules ({silent[0]}, ...)"
         )
-    without = [module for module, target in factors.items() if target.alpha is None]
-    if without and len(without) < len(factors):
+    bare = [module for module, target in factors.items() if target.alpha is None]
+    if bare and len(bare) < len(factors):
         found.errors.append(
-            f"alpha is lost in {len(without)} of {len(factors)} modules ({without[0]}, ...); "
+            f"alpha is lost in {len(bare)} of {len(factors)} modules ({bare[0]}, ...); "
             "export it again"
         )
-    elif without and adapter.format in ("kohya", "lightx2v"):
+    elif bare and adapter.format in ("kohya", "lightx2v"):
         found.warnings.append(
             "no alpha, though this format has it: alpha = rank is assumed; if it was trained with "
             "another, its strength is off by alpha/rank"
@@ -222,11 +217,11 @@ def compare(
     if partial:
         found.warnings.append(f"not every block is adapted: {', '.join(sorted(partial)[:SHOWN])}")
     found.errors += misfits(adapter, specs)
-    if expert and adapter.expert and expert != adapter.expert:
-        found.errors.insert(
-            0,
-            f"wrong expert: a LoRA of the {adapter.expert}-noise network on the {expert}-noise one",
-        )
+    try:
+        check_expert(adapter, expert)
+    except WeightsError:
+        wrong = f"a LoRA of the {adapter.expert}-noise network on the {expert}-noise one"
+        found.errors.insert(0, f"wrong expert: {wrong}")
 
 
 def kind_of(module: str) -> str:

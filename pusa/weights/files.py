@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pusa.models.variants import Variant, detect
+from pusa.models.variants import VARIANTS, Variant, detect
 from pusa.weights.layouts import to_official
 from pusa.weights.lazy import (
     SafetensorsFiles,
@@ -36,7 +36,11 @@ class Checkpoint(NamedTuple):
 
     variant: Variant
     tensors: Tensors
-    layout: str
+
+    @property
+    def layout(self) -> str:
+        """What the file's names are: "official", "diffusers" or "comfy"."""
+        return self.tensors.layout
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -53,9 +57,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         variant = detect(official.specs())
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    with_shapes = variant.build().state_dict()
-    check_fit(with_shapes, official.specs(), path, str(variant))
-    return Checkpoint(variant, official, layout)
+    if variant.name not in VARIANTS:
+        log.warning("%s: %s; is a part of the file missing?", path, variant.name)
+    expected = variant.build().state_dict()
+    specs = official.specs()
+    check_fit(expected, specs, path, str(variant))
+    for key, spec in specs.items():
+        if not spec.is_floating_point():
+            raise WeightsError(
+                f"{path}: {key} is {spec.dtype}; weights are floating-point numbers."
+            )
+    official.layout = layout
+    return Checkpoint(variant, official)
 
 
 def open_checkpoint_files(path: str | Path) -> Tensors:
@@ -79,11 +92,24 @@ def find_experts(path: str | Path) -> dict[str, Path]:
     return found if len(found) == 2 else {}
 
 
+def expert_of(path: str | Path) -> str | None:
+    """Which expert a checkpoint is, if it lies beside the other one as official or diffusers
+    folders do."""
+    folder = Path(path).resolve()
+    folder = folder.parent if folder.is_file() else folder
+    for expert, place in find_experts(folder.parent).items():
+        if place.name == folder.name:
+            return expert
+    return None
+
+
 def _open_folder(path: Path) -> Tensors:
     indices = sorted(path.glob("*.safetensors.index.json"))
     if len(indices) == 1:
         return _open_index(indices[0])
     files = sorted(path.glob("*.safetensors"))
+    if (path / "dit.safetensors").is_file():  # Mochi's, beside its VAE
+        return SafetensorsFiles([path / "dit.safetensors"])
     if len(files) == 1 and not indices:
         return SafetensorsFiles(files, path)
     experts = find_experts(path)
@@ -108,6 +134,8 @@ def _open_index(path: Path) -> Tensors:
     try:
         places: dict[str, str] = json.loads(path.read_text())["weight_map"]
         names = list(dict.fromkeys(places.values()))
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("a shard's name is no text")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{path}: not a readable index ({error}).") from error
     missing = [name for name in names if not (path.parent / name).is_file()]
@@ -153,11 +181,14 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
 
 
 def _cast(tensor: Tensor, key: str, keep: Iterable[str], dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not tensor.is_floating_point() or tensor.dtype == dtype:
+    if dtype is None or not tensor.is_floating_point():
+        return tensor
+    target = torch.float32 if any(part in key for part in keep) else dtype
+    if tensor.dtype == target == dtype:
         return tensor
     # A copy even where float32 stays float32: one mapped tensor would hold its whole shard in
     # memory, of which most is read only to be cast.
-    return tensor.to(torch.float32 if any(part in key for part in keep) else dtype, copy=True)
+    return tensor.to(target, copy=True)
 
 
 def check_fit(

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from pusa.weights import mochi_keys
 from pusa.weights.keymaps import rename_wan
-from pusa.weights.lazy import Changed, Piece, Tensors, View, WeightsError
+from pusa.weights.lazy import FLOAT8, Changed, Piece, Tensors, View, WeightsError
 
 log = logging.getLogger(__name__)
 LAYOUTS = ("official", "diffusers", "comfy")
 COMFY_PREFIX = "model.diffusion_model."
 PREFIXES = (COMFY_PREFIX, "diffusion_model.", "module.")
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Scales that multiply a float8 weight, by the suffix of ComfyUI's two generations of files.
 WEIGHT_SCALES = (".scale_weight", ".weight_scale")
 # What else such files hold; none of it changes the weights.
@@ -92,6 +91,8 @@ class Scaled(Changed):
     def __init__(self, base: Tensors, scales: Mapping[str, str], names: Iterable[str]):
         super().__init__(base, names)
         self.scales, self.scaled = scales, bool(scales)
+        # ComfyUI's note of what is quantized would be untrue of the scaled weights.
+        self.metadata = {k: v for k, v in base.metadata.items() if k != "_quantization_metadata"}
 
     def __getitem__(self, key: str) -> Tensor:
         tensor = self.base[key]
@@ -130,6 +131,12 @@ def unscaled(tensors: Tensors) -> Tensors:
             raise WeightsError(
                 f"{tensors.source}: {weight} has a scale but is {tensors.spec(weight).dtype}; "
                 "only float8 files with scales are read. Use the bfloat16 file."
+            )
+        rows, scale = tensors.spec(weight).shape[0], tensors.spec(scales[weight])
+        if scale.numel() not in (1, rows) or scale.shape[:1] not in ((), (1,), (rows,)):
+            raise WeightsError(
+                f"{tensors.source}: {scales[weight]} is {tuple(scale.shape)}; only one scale per "
+                "tensor or row is read. Use the bfloat16 file."
             )
     packed = [k for k in tensors if tensors.spec(k).dtype in (torch.uint8, torch.int8)
               and k not in dropped]  # fmt: skip

@@ -17,6 +17,7 @@ SAFETENSORS_DTYPES = {
     "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 WRAPPERS = ("state_dict", "model_state", "module", "model")  # keys that hold the tensors of a .pt
 
 
@@ -30,12 +31,13 @@ class Tensors(Mapping[str, Tensor]):
     tensors[key] reads (memory-mapped where the file allows it); spec(key) is a meta tensor with the
     same shape and dtype, without reading; release() lets go of the files that were mapped so far;
     source names the file for messages; metadata is the file's; scaled says that float8 weights are
-    multiplied by their scales as they are read.
+    multiplied by their scales as they are read; layout is what the file's names were.
     """
 
     source: str = "memory"
     metadata: Mapping[str, str] = {}
     scaled: bool = False
+    layout: str = "official"
 
     def spec(self, key: str) -> Tensor:
         raise NotImplementedError
@@ -161,7 +163,8 @@ class Changed(Tensors):
 
     def __init__(self, base: Tensors, names: Iterable[str] | None = None):
         self.base, self.names = base, dict.fromkeys(base if names is None else names)
-        self.source, self.metadata, self.scaled = base.source, base.metadata, base.scaled
+        self.source, self.metadata = base.source, base.metadata
+        self.scaled, self.layout = base.scaled, base.layout
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -14,9 +14,10 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pusa.weights.adapters import Adapter, Target, check_fits, dead_or_broken
+from pusa.weights.adapters import Adapter, Target, check_expert, check_fits, dead_or_broken
 from pusa.weights.lazy import WeightsError
-from pusa.weights.lora_files import read_lora, write_lora
+from pusa.weights.lora_files import read_lora
+from pusa.weights.lora_writing import write_lora
 
 __all__ = ["Adapter", "LoRA", "adapter_of", "format_matches", "inject_lora", "load_lora",
            "lora_layers", "read_lora", "set_strength", "without", "write_lora"]  # fmt: skip
@@ -125,6 +126,10 @@ def adapter_of(
         )
         for name, layer in lora_layers(model, adapter).items()
     }
+    for name, diff in _diffs(model).get(adapter, {}).items():
+        module, _, part = name.rpartition(".")
+        old = targets.get(module, Target())
+        targets[module] = replace(old, diffs={**old.diffs, part: diff})
     if not targets:
         raise WeightsError(f"the model has no adapter {adapter!r} to write.")
     return Adapter(targets, expert, recipe or {}, format="comfy")
@@ -139,14 +144,13 @@ def load_lora(
     Effective update: strength * alpha / rank * B @ A, and strength * diff for what is added
     outright. expert: which network this model is ("high", "low"), to take the right half of a file
     and to refuse the other's. Every tensor of the file must find its place and change something,
-    else WeightsError, and the model stays as it was.
+    else WeightsError, and the model stays as it was. Model and adapter are frozen; another adapter
+    that trains goes on.
     """
     found = lora if isinstance(lora, Adapter) else read_lora(lora, expert)
-    if expert and found.expert and found.expert != expert:
-        raise WeightsError(
-            f"{found.source}: is a LoRA for the {found.expert}-noise expert, this is the {expert}-"
-            "noise one; give each expert its own."
-        )
+    check_expert(found, expert)
+    if not re.fullmatch(r"\w[\w-]*", adapter) or hasattr(nn.ModuleDict(), adapter):
+        raise ValueError(f"adapter={adapter!r} cannot be a name; use letters, digits and _.")
     if adapter in _names(model):
         raise ValueError(f"the model has an adapter {adapter!r} already; choose another name.")
     _finite(strength)
@@ -154,6 +158,7 @@ def load_lora(
     useless = dead_or_broken(found)
     if useless:
         raise WeightsError(f"{found.source}: {useless[0]}.")
+    training = [p for n, p in model.named_parameters() if p.requires_grad and ".lora_" in n]
     _inject(model, found, adapter)
     _diffs(model)[adapter] = {
         f"{module}.{part}": diff
@@ -161,6 +166,8 @@ def load_lora(
         for part, diff in target.diffs.items()
     }
     model.requires_grad_(False)
+    for parameter in training:
+        parameter.requires_grad_(True)  # of an adapter that goes on training
     set_strength(model, strength, adapter)
     return found
 
@@ -181,7 +188,7 @@ def _inject(model: nn.Module, found: Adapter, adapter: str) -> None:
     most = max(target.rank for target in factors.values())
     others = {re.escape(n): t.rank for n, t in factors.items() if t.rank != most}
     config = LoraConfig(r=most, lora_alpha=1, target_modules=list(factors), rank_pattern=others)
-    _add_adapter(model, config, adapter)
+    _add_adapter(model, config, adapter, draw_aside=True)
     for name, layer in lora_layers(model, adapter).items():
         a, b = factors[name].A, factors[name].B
         assert a is not None, name  # chosen above
@@ -192,10 +199,13 @@ def _inject(model: nn.Module, found: Adapter, adapter: str) -> None:
             weights[adapter].weight.data = value.to(layer.weight.device, torch.float32, copy=True)
 
 
-def _add_adapter(model: nn.Module, config: LoraConfig, adapter: str) -> None:
+def _add_adapter(
+    model: nn.Module, config: LoraConfig, adapter: str, draw_aside: bool = False
+) -> None:
     """Inject, leave the adapters that were there switched on, and everything frozen."""
     before = {layer: list(layer.active_adapters) for layer in _all_layers(model)}
-    with warnings.catch_warnings():  # several adapters are what is meant
+    # Several adapters are what is meant. Values that peft draws for its new ones are drawn aside.
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[], enabled=draw_aside):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
         inject_adapter_in_model(config, model, adapter_name=adapter)
     for layer in _all_layers(model):  # peft switched all of them to the new one alone

@@ -1,5 +1,5 @@
-"""LoRA files: every format that is in use -> an Adapter, and an Adapter -> the formats that others
-load. Strict: a key that is not understood is an error, never skipped.
+"""LoRA files of every format that is in use -> an Adapter. Strict: a key that is not understood is
+an error, never skipped.
 
 Facts about the formats: the projects' own loaders; docs/weights.md has the table.
 """
@@ -9,23 +9,19 @@ import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pusa.atomic import replacing, write_json
 from pusa.weights.adapters import PARTS, Adapter, Target
-from pusa.weights.lazy import SafetensorsFiles, Tensors, WeightsError, open_tensors
+from pusa.weights.lazy import FLOAT8, Tensors, WeightsError, open_tensors
 from pusa.weights.lora_names import (
+    Part,
     from_kohya,
     fuse,
     is_mochi,
     official_part,
-    split,
-    to_kohya,
 )
-from pusa.weights.writing import write_tensors
 
 log = logging.getLogger(__name__)
 FORMATS = ("comfy", "diffusers", "kohya", "peft", "pusa")
@@ -58,29 +54,47 @@ def read_lora(path: str | Path, expert: str | None = None) -> Adapter:
     path = Path(path)
     tensors, config = _open(path)
     prefix, keys = _one_network(tensors, expert)
-    scales = _Alphas(config, tensors.metadata, prefix)
-    found: dict[str, dict[str, Any]] = {}
-    names = set()
-    for key in keys:
-        match = _KEY.fullmatch(key.removeprefix(prefix))
-        if match is None:
-            raise WeightsError(_not_understood(path, key))
-        names.add(match["name"])
-        found.setdefault(match["module"], {})[_slot(match)] = tensors[key]
+    scales = _Alphas(path, config, tensors.metadata, prefix)
+    matches = {key: _KEY.fullmatch(key.removeprefix(prefix)) for key in keys}
+    names = {match["name"] for match in matches.values() if match}
     if len(names - {None}) > 1:
         shown = ", ".join(sorted(name for name in names if name))
         raise WeightsError(f"{path}: holds several adapters ({shown}); save one to a file.")
-    fused = _official(path, prefix, {m: _target(s, m, scales) for m, s in found.items()})
-    if not any(target.A is not None or target.diffs for target in fused.values()):
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, match in matches.items():
+        if match is None:
+            raise WeightsError(_not_understood(path, key))
+        slots, slot = found.setdefault(match["module"], {}), _slot(match)
+        if slot in slots:
+            raise WeightsError(f"{path}: {key} is in the file twice, spelled differently.")
+        slots[slot] = tensors[key]
+    places = _places(path, prefix, found)
+    targets = {m: _target(path, slots, m, scales) for m, slots in found.items()}
+    fused = _official(path, places, targets)
+    if not fused:
         raise WeightsError(f"{path}: no LoRA in it (it has {', '.join(list(tensors)[:3])}).")
-    metadata = tensors.metadata
     return Adapter(
         fused,
-        expert=PREFIXES.get(prefix) or metadata.get("pusa.expert") or None,
-        recipe=json.loads(metadata.get("recipe", "{}")),
+        expert=_expert(tensors, prefix, expert),
+        recipe=_recipe(tensors.metadata),
         source=str(path),
-        format=_format_name(prefix, found, names),
+        format=_format_name(prefix, found, fused),
     )
+
+
+def _expert(tensors: Tensors, prefix: str, asked: str | None) -> str | None:
+    """What the file says: by holding both networks, by its prefix, or in our metadata."""
+    both = all(any(k.startswith(p) for k in tensors) for p in ("transformer.", "transformer_2."))
+    return asked if both else PREFIXES.get(prefix) or tensors.metadata.get("pusa.expert") or None
+
+
+def _recipe(metadata: Mapping[str, str]) -> dict:
+    """What made it; {} in files that are not ours, whose metadata may be anything."""
+    try:
+        recipe = json.loads(metadata["recipe"]) if "pusa.format" in metadata else {}
+    except (ValueError, KeyError):
+        return {}
+    return recipe if isinstance(recipe, dict) else {}
 
 
 def _open(path: Path) -> tuple[Tensors, dict]:
@@ -89,15 +103,23 @@ def _open(path: Path) -> tuple[Tensors, dict]:
     if path.is_dir():
         if not config_file.is_file():
             raise WeightsError(f"{path}: a folder without {PEFT_CONFIG}; give the LoRA's file.")
-        tensors: Tensors = SafetensorsFiles([path / PEFT_FILE])
+        old = path / "adapter_model.bin"
+        tensors = open_tensors(old if old.is_file() else path / PEFT_FILE)
     else:
         tensors = open_tensors(path)
-        if path.name != PEFT_FILE or not config_file.is_file():
-            return tensors, json.loads(tensors.metadata.get("adapter_config", "{}"))
+        if not config_file.is_file() or not any(k.startswith("base_model.") for k in tensors):
+            return tensors, {}
+    return tensors, _json_object(config_file, config_file.read_text())
+
+
+def _json_object(where: object, text: str) -> dict:
     try:
-        return tensors, json.loads(config_file.read_text())
+        value = json.loads(text)
     except ValueError as error:
-        raise WeightsError(f"{config_file}: not readable ({error}).") from error
+        raise WeightsError(f"{where}: is not JSON ({error}); export the LoRA again.") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{where}: is no JSON object; export the LoRA again.")
+    return value
 
 
 def _one_network(tensors: Tensors, expert: str | None) -> tuple[str, list[str]]:
@@ -111,6 +133,9 @@ def _one_network(tensors: Tensors, expert: str | None) -> tuple[str, list[str]]:
             raise WeightsError(
                 f"{tensors.source}: holds LoRAs of both experts; choose expert=high or expert=low."
             )
+        others = set(tensors) - {*low, *high}
+        if others:
+            raise WeightsError(_not_understood(Path(tensors.source), min(others)))
         return ("transformer_2.", low) if expert == "low" else ("transformer.", high)
     for prefix in PREFIXES:
         if any(key.startswith(prefix) for key in tensors):
@@ -125,35 +150,86 @@ def _slot(match: re.Match) -> str:
     return letter if match["part"] == "weight" else f"{letter}.bias"
 
 
-def _target(slots: Mapping[str, Tensor], module: str, alphas: "_Alphas") -> Target:
-    alpha = float(slots["alpha"]) if "alpha" in slots else None
-    if alpha is None and "A" in slots:
-        alpha = alphas.of(module, slots["A"].shape[0])
-    diffs = {part: slots[slot] for slot, part in PARTS.items() if slot in slots}
-    target = Target(slots.get("A"), slots.get("B"), alpha, diffs)
+def _target(path: Path, slots: Mapping[str, Tensor], module: str, alphas: "_Alphas") -> Target:
+    """One module's factors, checked. WeightsError if they are not whole."""
     if "A.bias" in slots:
-        raise WeightsError(f"{module}: lora_A.bias has no meaning here; export without it.")
+        raise WeightsError(f"{path}: {module}.lora_A.bias has no meaning here; export without it.")
+    a, b = (_factor(path, f"{module}: {name}", slots.get(name)) for name in "AB")
+    if (a is None) != (b is None):
+        missing = "A" if a is None else "B"
+        raise WeightsError(f"{path}: {module} misses its {missing}; the file is not whole.")
+    diffs = {part: _floats(path, f"{module}.{slot}", slots[slot])
+             for slot, part in PARTS.items() if slot in slots}  # fmt: skip
+    alpha = _alpha(path, module, slots, None if a is None else alphas.of(module, a.shape[0]))
+    if a is None and not diffs:
+        raise WeightsError(f"{path}: {module} has an alpha alone, without A and B; no LoRA in it.")
+    if a is not None and b is not None and a.shape[0] != b.shape[1]:
+        raise WeightsError(
+            f"{path}: {module} has A {tuple(a.shape)} and B {tuple(b.shape)}, which do not fit "
+            "together; the file is damaged."
+        )
+    target = Target(a, b, alpha, diffs)
     if "B.bias" in slots:  # diffusers' lora_bias: scaled with the update, added to the bias
-        diffs["bias"] = target.scale * slots["B.bias"]
+        diffs["bias"] = target.scale * _floats(path, f"{module}.lora_B.bias", slots["B.bias"])
     return target
 
 
-def _official(path: Path, prefix: str, targets: Mapping[str, Target]) -> dict[str, Target]:
-    """Targets under official names, the parts of fused modules put together."""
-    parts: dict[str, dict[int, Target]] = {}
-    shapes: dict[str, tuple[int, bool]] = {}
-    spelled = {n: from_kohya(n) if prefix == KOHYA_PREFIX else n for n in targets}
+def _alpha(
+    path: Path, module: str, slots: Mapping[str, Tensor], default: float | None
+) -> float | None:
+    if "alpha" not in slots:
+        return default
+    if slots["alpha"].numel() != 1 or not torch.isfinite(slots["alpha"].float()).all():
+        raise WeightsError(f"{path}: {module}.alpha is no number; export the LoRA again.")
+    return float(slots["alpha"])
+
+
+def _factor(path: Path, name: str, tensor: Tensor | None) -> Tensor | None:
+    """(rank, in) or (out, rank); 1x1 convolutions' trailing sides of 1 are taken off."""
+    if tensor is None:
+        return None
+    if tensor.ndim > 2 and all(side == 1 for side in tensor.shape[2:]):
+        tensor = tensor.flatten(1)
+    if tensor.ndim != 2:
+        raise WeightsError(
+            f"{path}: {name} is {tuple(tensor.shape)}; LoRAs of convolutions are not read."
+        )
+    return _floats(path, name, tensor)
+
+
+def _floats(path: Path, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise WeightsError(f"{path}: {name} is {tensor.dtype}; quantized LoRAs are not read.")
+    return tensor.float() if tensor.dtype in FLOAT8 else tensor
+
+
+def _places(path: Path, prefix: str, modules: Iterable[str]) -> dict[str, Part]:
+    """Where each module of the file stands in the official network."""
+    spelled = {n: from_kohya(n) if prefix == KOHYA_PREFIX else n for n in modules}
     mochi = is_mochi(module for module in spelled.values() if module is not None)
-    for name, target in targets.items():
-        module = spelled[name]
+    places = {}
+    for name, module in spelled.items():
         place = official_part(module, mochi) if module is not None else None
         if place is None:
             raise WeightsError(
                 f"{path}: {prefix}{name} is no module of a Wan or Mochi transformer; "
                 "it is a LoRA for another model."
             )
-        parts.setdefault(place.module, {})[place.index] = target
-        shapes[place.module] = (place.count, place.swapped)
+        places[name] = place
+    return places
+
+
+def _official(
+    path: Path, places: Mapping[str, Part], targets: Mapping[str, Target]
+) -> dict[str, Target]:
+    """Targets under official names, the parts of fused modules put together."""
+    parts: dict[str, dict[int, Target]] = {}
+    for name, place in places.items():
+        given = parts.setdefault(place.module, {})
+        if place.index in given:
+            raise WeightsError(f"{path}: {name} is in the file twice, spelled differently.")
+        given[place.index] = targets[name]
+    shapes = {place.module: (place.count, place.swapped) for place in places.values()}
     return {module: fuse(module, given, *shapes[module]) for module, given in parts.items()}
 
 
@@ -167,14 +243,14 @@ def _not_understood(path: Path, key: str) -> str:
     )
 
 
-def _format_name(prefix: str, found: Mapping[str, Mapping], names: Iterable) -> str:
+def _format_name(prefix: str, found: Mapping[str, Mapping], fused: Mapping) -> str:
     if any(slot.startswith("diff") for slots in found.values() for slot in slots):
         return "lightx2v"
     if prefix.startswith("base_model."):
         return "peft"
     if prefix == KOHYA_PREFIX:
         return "kohya"
-    if prefix.startswith("transformer"):
+    if prefix.startswith("transformer") or (not prefix and not found.keys() & fused.keys()):
         return "diffusers"
     return "comfy" if prefix else "pusa"
 
@@ -182,13 +258,14 @@ def _format_name(prefix: str, found: Mapping[str, Mapping], names: Iterable) -> 
 class _Alphas:
     """Alpha by module where it stands in a configuration instead of a tensor."""
 
-    def __init__(self, config: Mapping, metadata: Mapping[str, str], prefix: str):
+    def __init__(self, path: Path, config: Mapping, metadata: Mapping[str, str], prefix: str):
         if not config and "lora_adapter_metadata" in metadata:  # diffusers' own
             network = prefix if prefix.startswith("transformer") else ""
-            every = json.loads(metadata["lora_adapter_metadata"])
+            where = f"{path}: lora_adapter_metadata"
+            every = _json_object(where, metadata["lora_adapter_metadata"])
             config = {k.removeprefix(network): v for k, v in every.items() if k.startswith(network)}
         if config.get("use_dora"):
-            raise WeightsError("use_dora is on in its configuration; DoRA is not read.")
+            raise WeightsError(f"{path}: use_dora is on in its configuration; DoRA is not read.")
         self.config = config
 
     def of(self, module: str, rank: int) -> float | None:
@@ -202,130 +279,3 @@ class _Alphas:
             if re.fullmatch(rf"(.*\.)?({key})", module):
                 return value
         return default
-
-
-def write_lora(adapter: Adapter, path: str | Path, format: str = "comfy") -> Path:
-    """Write an adapter; returns the path.
-
-    format: "comfy" (diffusion_model.*, lora_A/lora_B/alpha, what ComfyUI and diffusers load),
-    "diffusers" (transformer.*, transformer_2.* for the low-noise expert), "kohya" (lora_unet_*),
-    "peft" (a folder with adapter_config.json, or one file that carries the configuration) or "pusa"
-    (the first release's names; also as .pt). Formats without alpha get the scale multiplied into B.
-    WeightsError if the format cannot hold the update, or a value is not finite.
-    """
-    path = Path(path)
-    if format not in FORMATS:
-        raise ValueError(f"format {format!r} is unknown; use one of {', '.join(FORMATS)}.")
-    for module, target in adapter.items():
-        for tensor in (target.A, target.B, *target.diffs.values()):
-            if tensor is not None and not torch.isfinite(tensor).all():
-                raise WeightsError(
-                    f"{path}: {module} holds NaN or infinity; the training diverged."
-                )
-    if not adapter:
-        raise WeightsError(f"{path}: the adapter is empty, there is nothing to write.")
-    metadata = {"pusa.format": "lora", "recipe": json.dumps(dict(adapter.recipe), default=str)}
-    if adapter.expert:
-        metadata["pusa.expert"] = adapter.expert
-    if format == "peft":
-        return _write_peft(adapter, path, metadata)
-    tensors = _WRITERS[format](adapter, path)
-    if path.suffix in (".pt", ".pth"):
-        if format != "pusa":
-            raise ValueError(f"{path}: {format} is written as .safetensors; only pusa has .pt.")
-        with replacing(path) as partial:
-            torch.save(tensors, partial)
-        return path
-    if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: the name of a {format} LoRA must end in .safetensors.")
-    return write_tensors(path, tensors, metadata)
-
-
-def _comfy(adapter: Adapter, path: Path) -> dict[str, Tensor]:
-    return _with_alpha(adapter, lambda m: f"diffusion_model.{m}", ("lora_A", "lora_B"))
-
-
-def _kohya(adapter: Adapter, path: Path) -> dict[str, Tensor]:
-    return _with_alpha(adapter, lambda m: KOHYA_PREFIX + to_kohya(m), ("lora_down", "lora_up"))
-
-
-def _with_alpha(adapter: Adapter, spell, letters: tuple[str, str]) -> dict[str, Tensor]:
-    tensors = {}
-    for module, target in adapter.items():
-        name = spell(module)
-        if target.A is not None and target.B is not None:
-            tensors[f"{name}.{letters[0]}.weight"] = target.A
-            tensors[f"{name}.{letters[1]}.weight"] = target.B
-            # Written also where the scale is 1: some loaders take 1 for alpha when it is absent.
-            alpha = target.rank if target.alpha is None else target.alpha
-            tensors[f"{name}.alpha"] = torch.tensor(float(alpha))
-        for slot, part in PARTS.items():
-            if part in target.diffs:
-                tensors[f"{name}.{slot}"] = target.diffs[part]
-    return tensors
-
-
-def _pusa(adapter: Adapter, path: Path) -> dict[str, Tensor]:
-    tensors = {}
-    for module, target in _only_factors(adapter, path, "pusa"):
-        for letter, tensor in (("A", target.A), ("B", target.B)):
-            tensors[f"{module}.lora_{letter}.default.weight"] = tensor
-    return tensors
-
-
-def _diffusers(adapter: Adapter, path: Path) -> dict[str, Tensor]:
-    prefix = "transformer_2." if adapter.expert == "low" else "transformer."
-    biased = any("bias" in target.diffs for target in adapter.values())
-    tensors = {}
-    for name, part in split(adapter):
-        part = part.baked()
-        foreign = part.diffs.keys() - {"bias"}
-        if foreign or part.A is None or part.B is None:
-            raise WeightsError(
-                f"{path}: diffusers has no place for what this LoRA does to {name} "
-                f"({', '.join(sorted(foreign)) or 'a bias alone'}); merge it, or write comfy."
-            )
-        tensors[f"{prefix}{name}.lora_A.weight"] = part.A
-        tensors[f"{prefix}{name}.lora_B.weight"] = part.B
-        if biased:  # peft has the bias on all modules or on none
-            zero = torch.zeros(part.B.shape[0], dtype=part.B.dtype)
-            tensors[f"{prefix}{name}.lora_B.bias"] = part.diffs.get("bias", zero)
-    return tensors
-
-
-_WRITERS = {"comfy": _comfy, "kohya": _kohya, "pusa": _pusa, "diffusers": _diffusers}
-
-
-def _only_factors(adapter: Adapter, path: Path, format: str) -> Iterable[tuple[str, Target]]:
-    for module, target in adapter.items():
-        if target.diffs or target.A is None:
-            raise WeightsError(
-                f"{path}: {format} has no place for what this LoRA adds to {module} outright; "
-                "merge it, or write comfy or kohya."
-            )
-        yield module, target.baked()
-
-
-def _write_peft(adapter: Adapter, path: Path, metadata: dict[str, str]) -> Path:
-    tensors: dict[str, Tensor] = {}
-    ranks, alphas = {}, {}
-    for module, target in adapter.items():
-        if target.diffs or target.A is None or target.B is None:
-            raise WeightsError(f"{path}: peft has no place for what this LoRA adds to {module}.")
-        for letter, tensor in (("A", target.A), ("B", target.B)):
-            tensors[f"base_model.model.{module}.lora_{letter}.weight"] = tensor
-        ranks[module] = target.rank
-        alphas[module] = float(target.rank if target.alpha is None else target.alpha)
-    rank, alpha = next(iter(ranks.values())), next(iter(alphas.values()))
-    config = {
-        "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "target_modules": sorted(ranks),
-        "lora_dropout": 0.0, "bias": "none", "inference_mode": True,
-        "rank_pattern": {re.escape(m): r for m, r in ranks.items() if r != rank},
-        "alpha_pattern": {re.escape(m): a for m, a in alphas.items() if a != alpha},
-    }  # fmt: skip
-    if path.suffix == ".safetensors" and path.name != PEFT_FILE:
-        return write_tensors(path, tensors, metadata | {"adapter_config": json.dumps(config)})
-    folder = path.parent if path.name == PEFT_FILE else path
-    write_json(folder / PEFT_CONFIG, config)
-    write_tensors(folder / PEFT_FILE, tensors, metadata)
-    return path

@@ -16,12 +16,16 @@ from pusa.weights.lazy import WeightsError
 _BLOCK = re.compile(r"(?:transformer_)?blocks_(\d+)_(.+)")
 
 
-_MOCHI = re.compile(r"transformer_blocks\.|t5_y|.*\.attn\.(qkv|proj)_[xy]|.*\.mlp_[xy]\.")
-
-
 def is_mochi(modules: Iterable[str]) -> bool:
-    """By official or diffusers names."""
-    return any(_MOCHI.match(module) for module in modules)
+    """By official or diffusers names: some are Mochi's and not Wan's."""
+    return any(official_module(m) is None and _mochi_place(m) is not None for m in modules)
+
+
+def _mochi_place(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """(official module, diffusers' modules of it); None if Mochi has no such module."""
+    official = mochi_keys.module_to_official(name)
+    names = mochi_keys.module_to_diffusers(official)
+    return None if official == name and names == (name,) else (official, names)
 
 
 def official_module(name: str) -> str | None:
@@ -72,10 +76,12 @@ def official_part(name: str, mochi: bool) -> Part | None:
     if not mochi:
         module = official_module(name)
         return None if module is None else Part(module, 0, 1, False)
-    official = mochi_keys.module_to_official(name)
-    names = mochi_keys.module_to_diffusers(official)
+    place = _mochi_place(name)
+    if place is None:
+        return None
+    official, names = place
     if official == name:
-        return Part(name, 0, 1, False) if names != (name,) else None
+        return Part(name, 0, 1, False)
     if name not in names:  # the last block's mod_y, which diffusers calls otherwise
         return Part(official, 0, 1, False)
     return Part(official, names.index(name), len(names), mochi_keys.swapped(official))
@@ -106,7 +112,7 @@ def fuse(module: str, parts: dict[int, Target], count: int, swapped: bool) -> Ta
         width = part_a.shape[0]
         b[index * rows : (index + 1) * rows, column : column + width] = scale * part_b
         column += width
-    return Target(a, b)
+    return Target(a, b, float(a.shape[0]))
 
 
 def _swap(target: Target) -> Target:
@@ -122,12 +128,11 @@ def _swapped_halves(rows: Tensor) -> Tensor:
 def split(adapter: Adapter) -> Iterator[tuple[str, Target]]:
     """Diffusers' modules of an adapter, each with its part of the update."""
     mochi = is_mochi(adapter)
-    blocks = [int(match[1]) for m in adapter if (match := re.match(r"blocks\.(\d+)\.", m))]
     for module, target in adapter.items():
         if not mochi:
             yield rename_wan_module(module, "diffusers") or module, target
             continue
-        names = mochi_keys.module_to_diffusers(module, 1 + max(blocks, default=0))
+        names = mochi_keys.module_to_diffusers(module, _num_layers(module, target))
         target = _swap(target) if mochi_keys.swapped(module) else target
         if len(names) == 1:
             yield names[0], target
@@ -137,3 +142,13 @@ def split(adapter: Adapter) -> Iterator[tuple[str, Target]]:
         for name, rows in zip(names, target.B.chunk(len(names)), strict=True):
             a = None if target.A is None else target.A.clone()  # files share no memory
             yield name, Target(a, rows.contiguous(), target.alpha)
+
+
+def _num_layers(module: str, target: Target) -> int:
+    """So many blocks that a mod_y is the last block's exactly if it has a quarter of the rows: one
+    scale of the text stream, which is half as wide as the visual one in every Mochi."""
+    match = re.fullmatch(r"blocks\.(\d+)\.mod_y", module)
+    if match is None or target.A is None or target.B is None:
+        return mochi_keys.NUM_LAYERS
+    last = 2 * target.B.shape[0] == target.A.shape[1]
+    return int(match[1]) + (1 if last else 2)

@@ -3,22 +3,25 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from pusa.weights.adapters import Adapter, check_fits, dead_or_broken
+from pusa.weights.adapters import Adapter, check_expert, check_fits, dead_or_broken
 from pusa.weights.convert import Output, write
-from pusa.weights.files import WeightsError, read_checkpoint
+from pusa.weights.files import WeightsError, expert_of, read_checkpoint
 from pusa.weights.lazy import Changed, Tensors
 from pusa.weights.writing import Progress
 
 
 def merge(
     path: str | Path, loras: Sequence[tuple[Adapter, float]], output: Output,
-    progress: Progress = iter,
+    progress: Progress = iter, expert: str | None = None,
 ) -> Path:  # fmt: skip
     """Write a checkpoint with LoRAs added: W + sum of strength * (scale * B @ A + diff).
 
-    Arithmetic in float32, one tensor at a time. WeightsError if a LoRA does not fit.
+    Arithmetic in float32, rounded once, one tensor at a time. expert: which network the base is, by
+    default told from its place beside the other one. WeightsError if a LoRA does not fit or is for
+    the other expert.
     """
     base = read_checkpoint(path)
     specs = base.tensors.specs()
@@ -27,19 +30,26 @@ def merge(
         problems = dead_or_broken(adapter)
         if problems:
             raise WeightsError(f"{adapter.source}: {problems[0]}.")
-    merged = base._replace(tensors=Merged(base.tensors, loras))
+        check_expert(adapter, expert or expert_of(path))
+    merged = base._replace(tensors=Merged(base.tensors, loras, output.dtype))
     return write(merged, output, progress)
 
 
 class Merged(Changed):
-    """A base in official names with LoRAs added as it is read; dtypes stay the base's."""
+    """A base in official names with LoRAs added as it is read. What they change is rounded once, to
+    `dtype` (None: the base's)."""
 
-    def __init__(self, base: Tensors, loras: Sequence[tuple[Adapter, float]]):
+    def __init__(
+        self, base: Tensors, loras: Sequence[tuple[Adapter, float]], dtype: torch.dtype | None
+    ):
         super().__init__(base)
-        self.loras = loras
+        self.loras, self.dtype = loras, dtype
 
     def spec(self, key: str) -> Tensor:
-        return self.base.spec(key)
+        return self._rounded(self.base.spec(key))
+
+    def _rounded(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        return tensor.to(self.dtype or dtype or tensor.dtype)
 
     def __getitem__(self, key: str) -> Tensor:
         tensor = self.base[key]
@@ -54,4 +64,4 @@ class Merged(Changed):
                 continue
             total = tensor.float() if total is None else total
             total = total + strength * delta.float().reshape(total.shape)
-        return tensor if total is None else total.to(tensor.dtype)
+        return self._rounded(tensor if total is None else total, tensor.dtype)

@@ -45,7 +45,8 @@ def _shrink(target: Target, rank: int) -> tuple[Target, float, float]:
     whole = float(s.square().sum())
     if target.rank <= rank:
         return target, 0.0, whole
-    root = s[:rank].sqrt()
-    b = (qb @ u[:, :rank] * root).to(target.B.dtype)
-    a = (root[:, None] * vh[:rank] @ qa.T).to(target.A.dtype)
-    return Target(a, b, float(rank), target.diffs), float(s[rank:].square().sum()), whole
+    kept = min(rank, len(s))  # a layer's smaller side may be less than the rank
+    root = s[:kept].sqrt()
+    b = (qb @ u[:, :kept] * root).to(target.B.dtype)
+    a = (root[:, None] * vh[:kept] @ qa.T).to(target.A.dtype)
+    return Target(a, b, float(kept), target.diffs), float(s[kept:].square().sum()), whole

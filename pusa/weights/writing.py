@@ -2,6 +2,7 @@
 at all, in one file or in shards with an index."""
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -84,7 +85,11 @@ def write_checkpoint(
     """
     path = Path(path)
     metadata = {"format": "pt", **(metadata or {})}
+    if path.is_file():
+        raise WeightsError(f"{path}: is there already; remove it or choose another name.")
     check_room(path, tensors)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        raise ValueError(f"{path}: checkpoints are written as .safetensors or as a folder.")
     if path.suffix == ".safetensors":
         with replacing(path) as partial:
             stream_tensors(partial, tensors, list(tensors), metadata, progress)
@@ -146,6 +151,9 @@ def replacing_folder(path: Path):
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise WeightsError(f"{path}: is there already; remove it or choose another folder.")
     path.parent.mkdir(parents=True, exist_ok=True)
+    for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        if not _alive(old.name.split(".")[-2]):  # of a process that was killed
+            shutil.rmtree(old, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -154,3 +162,14 @@ def replacing_folder(path: Path):
         os.replace(partial, path)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    """Whether a process of this machine, by its number, may still be writing."""
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):
+        pass
+    return True

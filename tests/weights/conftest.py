@@ -27,7 +27,7 @@ def make_twin(name: str, seed: int = 0) -> nn.Module:
 
 def checkpoint_of(model: nn.Module, name: str, dtype: torch.dtype | None = None) -> Checkpoint:
     state = {key: t if dtype is None else t.to(dtype) for key, t in model.state_dict().items()}
-    return Checkpoint(VARIANTS[name], InMemory(state, metadata={"format": "pt"}), "official")
+    return Checkpoint(VARIANTS[name], InMemory(state, metadata={"format": "pt"}))
 
 
 def save(model: nn.Module, name: str, path: Path, layout: str = "official", **output) -> Path:

@@ -247,8 +247,7 @@ def test_another_variants_file_is_refused_with_what_it_lacks(tmp_path):
         load_weights(VARIANTS[T2V].build(), path)
 
 
-@pytest.mark.parametrize("layout", ["official", "diffusers"])
-def test_a_fused_tensor_with_a_part_missing_is_named(tmp_path, layout):
+def test_a_fused_tensor_with_a_part_missing_is_named(tmp_path):
     name = "mochi_1_tiny"
     path = save(make_twin(name), name, tmp_path / "m", "diffusers")
     file = path / "diffusion_pytorch_model.safetensors"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pusa.weights import doctor
 from pusa.weights.adapters import Adapter, Target
 from pusa.weights.doctor import diagnose, diagnose_saved, fixed_velocity
 from pusa.weights.lora import LoRA, adapter_of, inject_lora, load_lora, lora_layers, write_lora
@@ -166,3 +167,23 @@ def test_the_trainers_check_measures_the_live_model(tmp_path):
         torch.nn.init.zeros_(layer.lora_B["default"].weight)
     path = write_lora(adapter_of(model), tmp_path / "dead.safetensors")
     assert "every lora_B is zero" in diagnose_saved(path, model).errors[0]
+
+
+@pytest.mark.parametrize(
+    ("velocities", "message"),
+    [
+        ((1.0, 1.0), "does not change at all"),
+        ((1.0, float("nan")), "is not finite"),
+        ((1.5, 2.0), "strength 0 is not the base model"),
+        ((1.0, 4.0), "a very strong effect (3 relative)"),
+        ((1.0, 1.0 + 1e-6), "hardly any effect"),
+    ],
+)
+def test_what_the_forward_pass_says_is_judged(monkeypatch, velocities, message):
+    shown = iter(velocities)
+    monkeypatch.setattr(doctor, "set_strength", lambda *_: None)
+    monkeypatch.setattr(doctor, "fixed_velocity", lambda _: torch.full((4,), next(shown)).double())
+    found = doctor.Diagnosis("x")
+    doctor.measure(found, torch.nn.Identity(), torch.ones(4).double())
+    assert message in " ".join(found.errors + found.warnings)
+    assert found.ok == message.startswith(("a very", "hardly"))

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from pusa.weights.adapters import Adapter, Target
 from pusa.weights.convert import Output
 from pusa.weights.doctor import fixed_velocity
 from pusa.weights.files import WeightsError, load_weights, read_checkpoint, read_tensors
@@ -52,9 +51,6 @@ def test_a_lora_that_does_not_fit_is_not_merged(tmp_path):
     other = make_adapter(make_twin("wan21_t2v_1_3b_tiny"))
     with pytest.raises(WeightsError, match="does not fit this model"):
         merge(path, [(other, 1.0)], Output(tmp_path / "out"))
-    dead = Adapter({m: Target(t.A, torch.zeros_like(t.B), 4.0) for m, t in other.items()})
-    with pytest.raises(WeightsError, match=r"does not fit|would change nothing"):
-        merge(path, [(dead, 1.0)], Output(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,6 +1,7 @@
 """Streamed writing: safetensors' own bytes, shards with an index, all or nothing."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -85,3 +86,19 @@ def test_a_disk_that_is_too_small_is_told_before_writing(small_disk):
     with pytest.raises(OSError, match=r"needs 0\.0 GB"):
         write_checkpoint(small_disk / "m", big)
     assert not list(small_disk.iterdir())
+
+
+def test_what_a_killed_process_left_is_swept_and_a_living_ones_is_not(tmp_path):
+    dead, alive = (tmp_path / f".m.{pid}.partial" for pid in (2**22 - 3, os.getppid()))
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "shard").write_text("half")
+    write_checkpoint(tmp_path / "m", several())
+    assert not dead.exists()
+    assert alive.exists()
+
+
+@pytest.mark.parametrize("name", ["m.pt", "m.bin"])
+def test_pickles_are_not_written(tmp_path, name):
+    with pytest.raises(ValueError, match="are written as"):
+        write_checkpoint(tmp_path / name, several())
