@@ -122,15 +122,22 @@ def test_a_tiny_model_is_a_whole_official_folder(tmp_path):
     assert high.tensors["head.head.weight"].any()
 
 
+EXPERIMENTS = {
+    "wan21_t2v_1_3b": "wan21_1_3b_vta", "wan21_t2v_14b": "wan21_vta", "wan22_t2v_a14b": "wan22_vta",
+    "wan22_ti2v_5b": "wan22_ti2v_5b_vta", "mochi_1": "mochi_vta",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", [name for name in TWINS if "i2v" not in name.split("_")])
 def test_every_twin_samples_and_trains_from_its_official_files(tmp_path, monkeypatch, name):
     """The real commands on the real files' layout, to a LoRA that the doctor accepts."""
     monkeypatch.setenv("PUSA_ROOT", str(tmp_path))
     write_tiny_model(name, tmp_path / "models" / "tiny" / name)
     cfg = compose_config(
-        "train", "experiment=tiny_vta", "name=run", f"model={name}_tiny", "logger.wandb=off",
-        f"lora={'vta_mochi' if name == 'mochi_1' else 'vta'}", "data.num_clips=2", "batch_size=2",
+        "train", f"experiment={EXPERIMENTS[name]}", "name=run", f"model={name}_tiny", "data=toy",
+        "logger.wandb=off", "data.num_clips=2", "batch_size=2", "lora.rank=4", "lora.alpha=4",
         "trainer.max_steps=2", "data.heldout.toy.num_clips=2", "callbacks.grid=null",
+        "module.optimizer.lr=1e-3",
     )  # fmt: skip
     train.train(cfg)
     lora = tmp_path / "outputs" / "run" / "lora.safetensors"
