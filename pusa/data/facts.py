@@ -3,6 +3,7 @@ process appends to a file of its own in the cache folder."""
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -32,10 +33,12 @@ class FactBook:
         self.folder = Path(cache) / FOLDER
         self._file = self.folder / f"{uuid.uuid4().hex}.jsonl"
         self._versions = versions()
-        self._known: dict[str, Facts] = {}
+        self._known: dict[str, tuple[float, Facts]] = {}  # with the time when it was found out
         self.reload()
         # What went wrong in an earlier run may have been the disk's or the network's fault.
-        self._known = {place: facts for place, facts in self._known.items() if facts.probe}
+        self._known = {
+            place: (t, facts) for place, (t, facts) in self._known.items() if facts.probe
+        }
 
     def reload(self) -> None:
         """Read what other processes have found out meanwhile."""
@@ -47,8 +50,9 @@ class FactBook:
         try:
             row = json.loads(line)
             facts = _facts(row, self._versions)
-            if facts is not None:
-                self._known[row["place"]] = facts
+            time_before, _ = self._known.get(row["place"], (0, None))
+            if facts is not None and row["time"] >= time_before:
+                self._known[row["place"]] = row["time"], facts
         except (ValueError, KeyError, TypeError):
             return  # the last line of a process that was killed
 
@@ -67,7 +71,7 @@ class FactBook:
             return Facts("", None, f"{media}: no such file; copy it there or drop it.")
         if not media.path.is_file():
             return Facts("", None, f"{media}: is a FIFO, device or folder; drop it.")
-        return self._known.get(_place(media))
+        return self._known.get(_place(media), (0, None))[1]
 
     def blame(self, media: Media, fault: str) -> None:
         """Write down that a file which was probed cannot be used after all."""
@@ -76,9 +80,10 @@ class FactBook:
 
     def _write(self, media: Media, facts: Facts) -> None:
         place = _place(media)
-        row = {"place": place, "digest": facts.digest, "fault": facts.fault,
-               "probe": None if facts.probe is None else asdict(facts.probe)}  # fmt: skip
-        self._known[place] = facts
+        probe = None if facts.probe is None else asdict(facts.probe)
+        row = {"place": place, "time": time.time(), "digest": facts.digest, "fault": facts.fault,
+               "probe": probe}  # fmt: skip
+        self._known[place] = row["time"], facts
         self.folder.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, separators=(",", ":")).encode() + b"\n"
         descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

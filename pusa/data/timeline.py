@@ -196,5 +196,6 @@ def _too_short(
     seconds, needed = len(times) / clip_fps, num_frames / (clip_fps if by_frame else fps)
     return (
         f"{name}: lasts {seconds:.2f} s, {has} frames at {fps:.4g} per second; {num_frames} frames "
-        f"({needed:.2f} s) are needed. Drop the clip, lower num_frames, or add a shorter bucket (data.encode)."
+        f"({needed:.2f} s) are needed. Drop the clip, lower num_frames, or add a shorter bucket "
+        "(data.encode)."
     )

@@ -3,7 +3,7 @@ processes that need not know of one another."""
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
@@ -78,15 +78,17 @@ def encode_clips(
     faults = _encode_pixels(todo, cache, settings, vae, progress("encode clips"))
     for sample in samples:  # copies of a faulty file, too
         if sample.entry.latents in faults:
-            bad[sample.clip.name] = fault = faults[sample.entry.latents]
+            fault = faults[sample.entry.latents]
+            fault = fault if str(sample.clip.media) in fault else f"{sample.clip.media}: {fault}"
             book.blame(sample.clip.media, fault)
+            bad[sample.clip.name] = fault
     _report(bad, len(mine), settings)
-    return _whole_set(clips, book, cache, settings, vae, keys)
+    return _whole_set(clips, bad, book, cache, settings, vae, keys)
 
 
 def _whole_set(
-    clips: Sequence[Clip], book: FactBook, cache: LatentCache, settings: EncodeSettings,
-    vae: VideoVAE, keys: Keys,
+    clips: Sequence[Clip], reported: Container[str], book: FactBook, cache: LatentCache,
+    settings: EncodeSettings, vae: VideoVAE, keys: Keys,
 ) -> list[Entry] | None:  # fmt: skip
     """Entries of all usable clips, by what all parts have written down; None while one is at it."""
     book.reload()
@@ -98,7 +100,8 @@ def _whole_set(
         samples, bad = plan_samples(clips, found.__getitem__, settings, vae.spec, keys)
         waiting = len(_missing_captions(samples, cache)) + len(_missing_latents(samples, cache))
         if not waiting:
-            _report(bad, len(clips), settings)
+            others = {name: fault for name, fault in bad.items() if name not in reported}
+            _report(others, len(clips), settings)
             return [sample.entry for sample in samples]
     log.info("%d clips or captions are left to the other parts.", waiting)
     return None

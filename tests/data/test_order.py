@@ -117,6 +117,30 @@ def test_batches_do_not_depend_on_workers_or_memory(tmp_path, workers, in_memory
     assert sorted(heldout) == list(range(11))
 
 
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_bucketed_run_that_was_stopped_goes_on_with_the_very_next_sample(tmp_path, batch_size):
+    whole = list(make_module(tmp_path, batch_size=batch_size).train_dataloader())
+    for stop in (1, 4, 11):  # also in the middle of an epoch of 11 samples
+        stopped = make_module(tmp_path, batch_size=batch_size)
+        stopped.start_step = stop
+        resumed = make_module(tmp_path, batch_size=batch_size, num_workers=stop % 2)
+        resumed.load_state_dict(stopped.state_dict())
+        rest = list(resumed.train_dataloader())
+        assert len(rest) == 12 - stop
+        for batch, expected in zip(rest, whole[stop:], strict=True):
+            assert torch.equal(batch.index, expected.index)
+            assert torch.equal(batch.latents, expected.latents)
+
+
+def test_a_resume_on_another_data_set_is_said(tmp_path, caplog):
+    module = make_module(tmp_path, batch_size=4, indices={"set": "0" * 32})
+    state = module.state_dict()
+    module.load_state_dict(state)
+    assert not caplog.text
+    module.load_state_dict(state | {"index": "1" * 32})
+    assert "have changed since the checkpoint" in caplog.text
+
+
 def test_a_resume_with_other_samples_per_step_is_refused(tmp_path):
     module = make_module(tmp_path, batch_size=4)
     state = module.state_dict()

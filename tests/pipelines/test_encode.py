@@ -1,17 +1,21 @@
 """Clips to latents: once, whole, and again only where something has changed."""
 
 import csv
+import os
+import re
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
-from pusa.data import toy, video
-from pusa.data.cache import LatentCache
+from pusa.data import facts, toy, video
+from pusa.data.cache import KINDS, LatentCache
 from pusa.data.clips import read_manifest
 from pusa.data.latents import LatentDataset, collate
 from pusa.models.text import UMT5TextEncoder, load_text_encoder
 from pusa.models.vae import load_vae
-from pusa.pipelines.encode import encode_clips
+from pusa.pipelines.encode import Part, encode_clips
 from pusa.pipelines.samples import EncodeSettings, Keys
 from tests.conftest import REPLICA
 
@@ -32,9 +36,9 @@ def clips(tmp_path):
 KEYS = Keys("vae", "text", 24)
 
 
-def encode(clips, cache, encoders, settings=SETTINGS):
+def encode(clips, cache, encoders, settings=SETTINGS, part=Part()):  # noqa: B008 - frozen
     manifest = read_manifest(clips / "metadata.csv")
-    return encode_clips(manifest, cache, settings, *encoders, KEYS)
+    return encode_clips(manifest, cache, settings, *encoders, KEYS, part)
 
 
 def stamps(cache: LatentCache) -> dict[str, int]:
@@ -99,6 +103,143 @@ def test_skip_goes_on_without_the_bad_clip(tmp_path, clips, encoders, caplog):
         "train/train_0_000002_17x32x32.mp4",
     ]
     assert "train_0_000001_17x32x32.mp4: the file is empty" in caplog.text
+
+
+def write_manifest(clips, rows):
+    with (clips / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as file:  # with a BOM
+        csv.writer(file).writerows([("file_name", "text"), *rows])
+
+
+def test_faulty_files_are_named_at_once_and_the_good_ones_cached(tmp_path, clips, encoders):
+    train = clips / "train"
+    good = (train / "train_0_000000_17x32x32.mp4").read_bytes()
+    contents = {
+        "good.mp4": good, "copy é 空 #%.mp4": good, "empty.mp4": b"", "text.mp4": b"no video" * 99,
+        "truncated.mp4": good[: len(good) // 2], "noise.webm": bytes(range(256)) * 20,
+    }  # fmt: skip
+    for name, content in contents.items():
+        (train / name).write_bytes(content)
+    os.mkfifo(train / "fifo.mp4")
+    names = [*contents, "fifo.mp4", "good.mp4"]
+    write_manifest(clips, [(name, f"{i} " + "a red one " * 500) for i, name in enumerate(names)])
+    cache = LatentCache(tmp_path / "cache")
+    with pytest.raises(ValueError, match="5 of 8 clips cannot be used") as error:
+        encode(clips, cache, encoders)
+    lines = str(error.value).split("\n")[1:-1]
+    expected = {
+        "empty.mp4": "the file is empty (0 bytes)", "text.mp4": "not a video",
+        "truncated.mp4": "truncated", "noise.webm": "not a video", "fifo.mp4": "is a FIFO",
+    }  # fmt: skip
+    assert len(lines) == len(expected)
+    for line, (name, reason) in zip(lines, expected.items(), strict=True):
+        assert name in line
+        assert reason in line
+    skip = EncodeSettings(17, 32, 32, on_bad_clip="skip")
+    entries = encode(clips, cache, encoders, skip)
+    assert [e.name for e in entries] == [
+        "train/good.mp4",
+        "train/copy é 空 #%.mp4",
+        "train/good.mp4",
+    ]
+    assert len({e.latents for e in entries}) == 1  # equal files are encoded once
+    assert len({e.text for e in entries}) == 3
+    assert cache.read("text", entries[0].text).shape == (24, 64)  # 5,000 characters are cut
+
+
+def test_another_resolution_encodes_no_caption(tmp_path, clips, encoders):
+    cache = LatentCache(tmp_path / "cache")
+    encode(clips, cache, encoders)
+    before = stamps(cache)
+    encode(clips, cache, encoders, EncodeSettings(17, 48, 32))
+    after = stamps(cache)
+    assert all(after[name] == stamp for name, stamp in before.items())
+    assert len(cache.files("latents")) == 6
+    assert len(cache.files("text")) == 3
+
+
+def test_workers_and_parts_do_not_matter(tmp_path, clips, encoders):
+    """Every tensor has the same bytes, whoever encoded it; batch_size=1, as configs have it."""
+    stored = []
+    runs = [(1, [Part()]), (3, [Part()]), (2, [Part(1, 2), Part(0, 2)])]
+    for number, (workers, parts) in enumerate(runs):
+        cache = LatentCache(tmp_path / f"cache{number}")
+        settings = EncodeSettings(17, 32, 32, num_workers=workers)
+        found = [encode(clips, cache, encoders, settings, part) for part in parts]
+        assert [entries is None for entries in found] == [True] * (len(parts) - 1) + [False]
+        stored.append({p.name: p.read_bytes() for k in KINDS for p in cache.files(k)})
+        assert len(found[-1]) == 3
+    assert stored[0] == stored[1] == stored[2]
+
+
+def test_a_part_opens_no_clip_of_the_others(tmp_path, clips, encoders, monkeypatch):
+    opened = []
+    probe = facts.probe
+    monkeypatch.setattr(facts, "probe", lambda media: opened.append(media.name) or probe(media))
+    assert encode(clips, LatentCache(tmp_path / "c"), encoders, part=Part(1, 2)) is None
+    assert opened == ["train_0_000001_17x32x32.mp4"]
+    assert encode(clips, LatentCache(tmp_path / "c"), encoders, part=Part(0, 2)) is not None
+    assert len(opened) == 3
+
+
+def test_a_bad_clip_of_another_part_does_not_keep_the_set_waiting(tmp_path, clips, encoders):
+    (clips / "train" / "train_0_000001_17x32x32.mp4").write_bytes(b"")
+    skip = EncodeSettings(17, 32, 32, on_bad_clip="skip")
+    cache = LatentCache(tmp_path / "c")
+    assert encode(clips, cache, encoders, skip, Part(1, 2)) is None
+    assert len(encode(clips, cache, encoders, skip, Part(0, 2))) == 2
+    with pytest.raises(ValueError, match=r"train_0_000001_17x32x32\.mp4: the file is empty"):
+        encode(clips, cache, encoders, SETTINGS, Part(0, 2))
+
+
+def test_a_fault_of_the_decoder_is_told_to_the_other_parts(tmp_path, clips, encoders, monkeypatch):
+    """Found after the probe; neither the file nor its copy is waited for."""
+    name = "train_0_000001_17x32x32.mp4"
+    shutil.copy(clips / "train" / name, clips / "train" / "copy.mp4")
+    with (clips / "metadata.csv").open("a") as file:
+        file.write("copy.mp4,a copy\n")
+    read = video.read_fitted
+
+    def fail(media, *arguments):
+        if media.name in (name, "copy.mp4"):
+            raise video.VideoError(f"{media}: decord cannot decode it")
+        return read(media, *arguments)
+
+    monkeypatch.setattr(video, "read_fitted", fail)
+    skip = EncodeSettings(17, 32, 32, on_bad_clip="skip")
+    cache = LatentCache(tmp_path / "c")
+    assert encode(clips, cache, encoders, skip, Part(1, 2)) is None
+    assert len(encode(clips, cache, encoders, skip, Part(0, 2))) == 2
+    monkeypatch.undo()  # and it is tried again, should it have been the machine's fault
+    assert len(encode(clips, cache, encoders, skip)) == 4
+
+
+def test_latents_and_texts_that_are_not_finite_are_refused(tmp_path, clips, encoders, monkeypatch):
+    vae, text_encoder = encoders
+    cache = LatentCache(tmp_path / "c")
+    whole = vae.encode
+    monkeypatch.setattr(vae, "encode", lambda frames: whole(frames) / 0)
+    with pytest.raises(ValueError, match=r"latents that are not finite; encode in float32"):
+        encode(clips, cache, encoders)
+    assert not cache.files("latents")
+    monkeypatch.undo()
+    texts = text_encoder.encode
+    nan = lambda captions: replace(t := texts(captions), embedding=t.embedding * torch.nan)  # noqa: E731
+    monkeypatch.setattr(text_encoder, "encode", nan)
+    with pytest.raises(ValueError, match=r"embeddings that are not finite; check its weights"):
+        encode(clips, LatentCache(tmp_path / "d"), encoders)
+
+
+def test_the_disk_need_is_told_before_the_start(small_disk, tmp_path, clips, encoders, caplog):
+    caplog.set_level("INFO")
+    with pytest.raises(OSError, match=r"needs .* for latents and text, .* are free"):
+        encode(clips, LatentCache(small_disk / "c"), encoders, EncodeSettings(17, 320, 320))
+    assert not list(small_disk.rglob("*.safetensors"))
+    entries = encode(clips, LatentCache(tmp_path / "c"), encoders)
+    written = sum(p.stat().st_size for p in (tmp_path / "c").rglob("*.safetensors"))
+    assert "3 clips and 3 captions to encode, 31.9 kB of latents" in caplog.text
+    told = 31.9e3 + float(re.findall(r"about ([\d.]+) kB of text", caplog.text)[-1]) * 1e3
+    assert told == pytest.approx(written, rel=0.1)
+    assert len(entries) == 3
 
 
 def test_illegal_sizes_are_refused_before_decoding(tmp_path, clips, encoders):
