@@ -80,7 +80,8 @@ class T5TextEncoder(nn.Module):
         unknown = self.tokenizer.unk_token_id
         for caption, row in zip(captions, tokens.input_ids, strict=True):
             if unknown is not None and (row == unknown).any():
-                log.warning("caption %r has words that the tokenizer does not know.", caption)
+                short = caption if len(caption) <= 80 else f"{caption[:77]}..."
+                log.warning("caption %r has words that the tokenizer does not know.", short)
         return tokens.input_ids, tokens.attention_mask.bool()
 
     def _tokens(self, captions, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -311,5 +312,6 @@ def _check_embedding(encoder: Any, tensors: Tensors) -> None:
     if fault:
         raise WeightsError(
             f"{tensors.source}: {fault} (transformers {transformers.__version__}); its output "
-            "would mean nothing. Download the file again, or use transformers 5.23.0."
+            "would mean nothing. Download the file again, or choose the transformers version of "
+            "constraints.txt."
         )
