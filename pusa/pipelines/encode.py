@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from pusa.data import video
 from pusa.data.cache import Entry, LatentCache
@@ -185,7 +186,8 @@ def _encode_pixels(
     batches = _batches(todo, settings.batch_size)
     with ThreadPoolExecutor(settings.num_workers) as pool:
         decoded = _ahead(pool, batches, settings)
-        for batch in progress(batches) if batches else ():
+        bar, written = progress(batches) if batches else (), 0
+        for batch in bar:
             good: dict[str, Tensor] = {}
             for sample, frames in zip(batch, next(decoded), strict=True):
                 if isinstance(frames, Exception):
@@ -196,6 +198,9 @@ def _encode_pixels(
                 latents = encode_frames(vae, torch.stack(list(good.values())))
                 for key, value in zip(good, latents, strict=True):
                     cache.write("latents", key, value.to(torch.bfloat16).cpu())
+                    written += 2 * value.numel()
+            if isinstance(bar, tqdm):
+                bar.set_postfix_str(f"{written / 1e6:.1f} MB", refresh=False)
     return faults
 
 
