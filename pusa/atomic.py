@@ -1,7 +1,8 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and the room for them."""
 
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,3 +40,18 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """ValueError for infinity or NaN, which JSON does not have."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that holds, or will hold, a folder."""
+    here = folder.absolute()
+    return shutil.disk_usage(next(p for p in (here, *here.parents) if p.exists())).free
+
+
+def size_text(num_bytes: float) -> str:
+    """Bytes for people: 3.2 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:.4g} TB"

@@ -59,7 +59,7 @@ def _status(options: argparse.Namespace) -> None:
 
 
 def _bytes(items) -> str:
-    from pusa.data.care import size_text
+    from pusa.atomic import size_text
 
     return size_text(sum(item.num_bytes for item in items))
 

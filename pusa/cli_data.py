@@ -1,14 +1,11 @@
 """`pusa data ...`: commands for clips and caches."""
 
 import argparse
-import json
 import logging
 import os
-import sys
 from pathlib import Path
 
 from pusa import cli_cache, entry
-from pusa.atomic import write_json
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +59,7 @@ def _check(options: argparse.Namespace) -> None:
         options.manifest, settings, options.report, captions, not options.no_quarantine,
         entry.progress_bars("check"),
     )  # fmt: skip
-    if options.json == "-":
-        print(json.dumps(found.to_json(), indent=2))
-    else:
-        log.info("%s", found.text())
-        if options.json is not None:
-            write_json(options.json, found.to_json())
-    if not found.ok:
-        sys.exit(1)
+    entry.show(found, options.json)
 
 
 def _count_tokens(folder: str, text_len: int | None):

@@ -1,15 +1,12 @@
 """`pusa` commands for files of weights: inspect, convert, merge, lora, doctor, tiny."""
 
 import argparse
-import json
 import logging
-import sys
 from pathlib import Path
 
 import torch
 
 from pusa import entry
-from pusa.atomic import write_json
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -197,11 +194,4 @@ def _doctor(options: argparse.Namespace) -> None:
     from pusa.weights.doctor import diagnose
 
     found = diagnose(options.lora, options.base, options.expert, not options.no_forward)
-    if options.json == "-":
-        print(json.dumps(found.to_json(), indent=2))
-    else:
-        log.info("%s", found.text())
-        if options.json is not None:
-            write_json(options.json, found.to_json())
-    if not found.ok:
-        sys.exit(1)
+    entry.show(found, options.json)

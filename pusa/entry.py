@@ -4,12 +4,13 @@ The roof's own room: only here, in cli.py and in the top-level scripts are hydra
 """
 
 import errno
+import json
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -17,6 +18,8 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from pusa.atomic import write_json
 
 log = logging.getLogger(__name__)
 USER_ERRORS = (ValueError, OSError, OmegaConfBaseException, ImportError)
@@ -148,6 +151,29 @@ def progress_bars(description: str):
     from tqdm import tqdm
 
     return lambda items: tqdm(items, desc=description, leave=False, mininterval=0.5)
+
+
+class Report(Protocol):
+    """Findings: whether all is well, in words, and as plain values."""
+
+    @property
+    def ok(self) -> bool: ...
+
+    def text(self) -> str: ...
+
+    def to_json(self) -> dict: ...
+
+
+def show(report: Report, json_file: str | None) -> None:
+    """Log a report, or write it as JSON ("-": print that instead); exit code 1 if it is not ok."""
+    if json_file == "-":
+        print(json.dumps(report.to_json(), indent=2))
+    else:
+        log.info("%s", report.text())
+        if json_file is not None:
+            write_json(json_file, report.to_json())
+    if not report.ok:
+        sys.exit(1)
 
 
 def build(node: Any) -> Any:

@@ -9,6 +9,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from pusa import cli
+
 REPOSITORY = Path(__file__).parent.parent
 REPLICA = REPOSITORY / "data" / "replica"
 
@@ -54,6 +56,15 @@ def small_run(root, shared_data) -> Callable[..., DictConfig]:
 
 def pytest_configure(config):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def run_pusa(*arguments) -> int:
+    """Exit code of `pusa` with these arguments, in this process."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
 
 
 def mounted(folder: Path, options: str) -> Iterator[Path]:

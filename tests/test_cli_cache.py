@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from pusa import cli
 from pusa.data import toy
 from pusa.data.cache import LatentCache
 from tests.conftest import REPOSITORY
+from tests.conftest import run_pusa as run
 
 NAME = "mine"
 
@@ -15,14 +15,6 @@ NAME = "mine"
 def clips(root):
     scenes = [toy.make_scene(0, "train", i) for i in range(4)]
     return toy.write_dataset(root / "clips", scenes)
-
-
-def run(*arguments) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_parts_and_then_care_of_the_cache(root, clips, caplog, monkeypatch):

@@ -1,31 +1,22 @@
 """`pusa data check`, as it is typed."""
 
-import argparse
 import json
 import os
 import subprocess
 
 import pytest
 
-from pusa import cli_data, entry
 from pusa.data import clips, toy
 from pusa.data.check import CheckSettings, check
 from pusa.data.examine import examine
-from tests.conftest import REPLICA
+from tests.conftest import REPLICA, run_pusa
 
 ENCODER = REPLICA / "text_encoder"
 
 
 def run(*arguments) -> int:
     """Exit code of `pusa data ...`."""
-    parser = argparse.ArgumentParser()
-    cli_data.add_commands(parser.add_subparsers(required=True))
-    try:
-        options = parser.parse_args(["data", *map(str, arguments)])
-        entry.guarded(lambda: options.run(options))
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+    return run_pusa("data", *arguments)
 
 
 def serially(media, workers, timeout):

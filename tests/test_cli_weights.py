@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import train
-from pusa import cli
 from pusa.cli_weights import split_strength
 from pusa.pipelines.tiny import TWINS, write_tiny_model
 from pusa.weights.files import read_checkpoint
 from pusa.weights.lora import read_lora, write_lora
 from tests.conftest import compose_config
+from tests.conftest import run_pusa as run
 from tests.weights.conftest import make_adapter, make_twin, save
 
 T2V = "wan21_t2v_14b_tiny"
@@ -27,15 +27,6 @@ def files(tmp_path, monkeypatch, caplog):
     write_lora(make_adapter(model, 8, 8.0), tmp_path / "a.safetensors", "kohya")
     write_lora(make_adapter(model, 4, 4.0, seed=5), tmp_path / "b.safetensors", "diffusers")
     return tmp_path
-
-
-def run(*arguments) -> int:
-    """Exit code of a command."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_convert_inspect_and_convert_back(files, caplog):

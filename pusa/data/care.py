@@ -1,7 +1,6 @@
 """Care of a latent cache: disk need, verification, removal of what nobody uses, packing."""
 
 import json
-import shutil
 import time
 from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
@@ -25,21 +24,6 @@ from pusa.data.cache import (
 from pusa.data.hashing import content_key
 
 PACK_BYTES = 2**29
-
-
-def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk that holds, or will hold, a folder."""
-    here = folder.absolute()
-    return shutil.disk_usage(next(p for p in (here, *here.parents) if p.exists())).free
-
-
-def size_text(num_bytes: float) -> str:
-    """Bytes for people: 3.2 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.3g} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.4g} TB"
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pusa.atomic import free_bytes, size_text
 from pusa.data import video
 from pusa.data.cache import Entry, LatentCache
-from pusa.data.care import free_bytes, size_text
 from pusa.data.clips import Clip
 from pusa.data.facts import FactBook
 from pusa.data.hashing import content_key
@@ -200,7 +200,7 @@ def _encode_pixels(
                     cache.write("latents", key, value.to(torch.bfloat16).cpu())
                     written += 2 * value.numel()
             if isinstance(bar, tqdm):
-                bar.set_postfix_str(f"{written / 1e6:.1f} MB", refresh=False)
+                bar.set_postfix_str(size_text(written), refresh=False)
     return faults
 
 

@@ -116,7 +116,7 @@ def prepare(
     with a warning. settings None: clips are used as pixels, nothing is encoded.
     """
     store = LatentCache(cache)
-    vae = text_encoder = None
+    vae = text_encoder = keys = None
     indices = {}
     for source in sources:
         source.render(progress)
@@ -130,7 +130,7 @@ def prepare(
                 source.manifest, source.heldout_share, source.name,
             )  # fmt: skip
             continue
-        keys = Keys(fingerprint(model.vae), fingerprint(model.text_encoder), model.text_len)
+        keys = keys or Keys(fingerprint(model.vae), fingerprint(model.text_encoder), model.text_len)
         mark = dataset_fingerprint(clips, settings, keys)
         if not store.has_index(source.name, mark):
             vae = vae or model.build_vae().to(model.run_device())

@@ -1,7 +1,6 @@
 """Which samples a manifest makes: of every clip the frames, the bucket and the keys of its tensors.
 Decodes nothing but what the probe needs; encodes nothing."""
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,6 @@ from pusa.data.timeline import Chosen, Where, choose_frames, num_windows, rate
 from pusa.rng import generator_for
 from pusa.types import LatentSpec
 
-log = logging.getLogger(__name__)
 ON_BAD_CLIP = ("stop", "skip")
 WHERE = ("first", "middle", "random", "windows")
 

@@ -128,8 +128,10 @@ def _nearest(name: str, specs: Mapping[str, Tensor]) -> str:
     return f" (the nearest is {close[0].rpartition('.')[0]})" if close else ""
 
 
-def check_fits(adapter: Adapter, specs: Mapping[str, Tensor]) -> None:
-    """WeightsError naming the first misfits."""
+def check_usable(adapter: Adapter, specs: Mapping[str, Tensor], expert: str | None) -> None:
+    """WeightsError if an adapter is for the other expert, does not fit a model with these official
+    parameters, or would break or not change it."""
+    check_expert(adapter, expert)
     problems = misfits(adapter, specs)
     if problems:
         shown = "; ".join(problems[:3]) + ("; ..." if len(problems) > 3 else "")
@@ -137,6 +139,9 @@ def check_fits(adapter: Adapter, specs: Mapping[str, Tensor]) -> None:
             f"{adapter.source}: does not fit this model ({len(problems)} of {len(adapter)} "
             f"modules: {shown}). It is a LoRA for another model; nothing is loaded."
         )
+    useless = dead_or_broken(adapter)
+    if useless:
+        raise WeightsError(f"{adapter.source}: {useless[0]}.")
 
 
 def check_expert(adapter: Adapter, expert: str | None) -> None:

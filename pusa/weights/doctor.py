@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pusa.types import Text
 from pusa.weights.adapters import Adapter, Target, check_expert, dead_or_broken, misfits
 from pusa.weights.files import WeightsError, expert_of, load_weights, read_checkpoint
-from pusa.weights.lazy import Tensors, in_turn
+from pusa.weights.lazy import InMemory, Tensors, in_turn
 from pusa.weights.lora import linear_layers, load_lora, read_lora, set_strength, without
 
 WEAK, STRONG = 1e-5, 1.0  # relative change of the forward pass beyond which something may be wrong
@@ -127,13 +127,8 @@ def diagnose(
     found = Diagnosis(str(path), None if base is None else str(base))
     opened = None if base is None else read_checkpoint(base)
     expert = expert or (None if base is None else expert_of(base))
-    try:
-        adapter = read_lora(path, expert)
-    except WeightsError as error:
-        found.errors.append(str(error).removeprefix(f"{path}: ").rstrip("."))
-        return found
-    describe(found, adapter)
-    if opened is None:
+    adapter = _opened(found, path, expert)
+    if adapter is None or opened is None:
         return found
     found.variant = str(opened.variant)
     specs = opened.tensors.specs()
@@ -155,23 +150,29 @@ def diagnose(
 def diagnose_saved(path: str | Path, model: nn.Module, adapter: str = "default") -> Diagnosis:
     """Examine a LoRA file that was just saved from a live model, whose forward pass is measured."""
     found = Diagnosis(str(path), type(model).__name__)
-    try:
-        saved = read_lora(path)
-    except WeightsError as error:
-        found.errors.append(str(error).removeprefix(f"{path}: ").rstrip("."))
+    saved = _opened(found, path, None)
+    if saved is None:
         return found
-    describe(found, saved)
     specs = {f"{name}.weight": layer.weight for name, layer in linear_layers(model).items()}
     compare(found, saved, specs, None)
     if found.ok:
-        found.update_over_weight = {
-            name: _ratio(target, specs[f"{name}.weight"]) for name, target in saved.items()
-        }
+        found.update_over_weight = update_ratios(saved, InMemory(specs))
         _judge_ratios(found)
         with without(model, adapter):
             bare = fixed_velocity(model)
         measure(found, model, bare, adapter)
     return found
+
+
+def _opened(found: Diagnosis, path: str | Path, expert: str | None) -> Adapter | None:
+    """Read and describe the file; None, with the error noted, if it cannot be read."""
+    try:
+        adapter = read_lora(path, expert)
+    except WeightsError as error:
+        found.errors.append(str(error).removeprefix(f"{path}: ").rstrip("."))
+        return None
+    describe(found, adapter)
+    return adapter
 
 
 def describe(found: Diagnosis, adapter: Adapter) -> None:

@@ -51,23 +51,21 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     WeightsError naming the first keys that are missing, unknown or of a wrong shape, a missing or
     truncated shard, or the two folders of a two-expert model.
     """
-    tensors = open_checkpoint_files(path)
-    layout, official = to_official(tensors)
+    official = to_official(open_checkpoint_files(path))
+    specs = official.specs()
     try:
-        variant = detect(official.specs())
+        variant = detect(specs)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
     if variant.name not in VARIANTS:
         log.warning("%s: %s; is a part of the file missing?", path, variant.name)
     expected = variant.build().state_dict()
-    specs = official.specs()
     check_fit(expected, specs, path, str(variant))
     for key, spec in specs.items():
         if not spec.is_floating_point():
             raise WeightsError(
                 f"{path}: {key} is {spec.dtype}; weights are floating-point numbers."
             )
-    official.layout = layout
     return Checkpoint(variant, official)
 
 
@@ -166,7 +164,7 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
     `keep_float32` parts. Tensors that need no cast stay mapped to the file. Nothing is assigned
     unless everything fits.
     """
-    _, official = to_official(open_checkpoint_files(path))
+    official = to_official(open_checkpoint_files(path))
     check_fit(model.state_dict(), official.specs(), path, type(model).__name__)
     keep = getattr(model, "keep_float32", ())
     total = sum(num_bytes(official.spec(key)) for key in official)

@@ -43,10 +43,11 @@ def is_diffusers(keys: Iterable[str]) -> bool:
     return any(".attn1.to_q." in key for key in keys)
 
 
-def to_official(tensors: Tensors) -> tuple[str, Tensors]:
-    """(layout, the same state dict in official names, float8 weights scaled).
+def to_official(tensors: Tensors) -> Tensors:
+    """The same state dict in official names, float8 weights scaled.
 
-    layout is "official", "diffusers" or "comfy" (official names below a prefix).
+    Its layout tells what the names were: "official", "diffusers" or "comfy" (official names below
+    a prefix).
     """
     prefix, tensors = strip_prefix(tensors)
     tensors = unscaled(tensors)
@@ -54,8 +55,11 @@ def to_official(tensors: Tensors) -> tuple[str, Tensors]:
         mochi = any(key.startswith("transformer_blocks.") for key in tensors)
         pieces = mochi_keys.to_official(tensors) if mochi else rename_wan(tensors, "official")
         _check_sources(pieces, tensors)
-        return "diffusers", View(tensors, pieces)
-    return ("comfy" if prefix else "official"), tensors
+        tensors = View(tensors, pieces)
+        tensors.layout = "diffusers"
+    elif prefix:
+        tensors.layout = "comfy"
+    return tensors
 
 
 def from_official(tensors: Tensors, layout: str, family: str) -> Tensors:

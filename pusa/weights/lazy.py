@@ -2,6 +2,7 @@
 and dtypes are known at once. Knows no layout and no model."""
 
 import pickle
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +40,8 @@ class Tensors(Mapping[str, Tensor]):
     scaled: bool = False
     layout: str = "official"
 
-    def spec(self, key: str) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def spec(self, key: str) -> Tensor: ...
 
     def specs(self) -> dict[str, Tensor]:
         return {key: self.spec(key) for key in self}

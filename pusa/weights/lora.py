@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from pusa.weights.adapters import Adapter, Target, check_expert, check_fits, dead_or_broken
+from pusa.weights.adapters import Adapter, Target, check_usable
 from pusa.weights.lazy import WeightsError
 from pusa.weights.lora_files import read_lora
 from pusa.weights.lora_writing import write_lora
@@ -148,16 +148,12 @@ def load_lora(
     that trains goes on.
     """
     found = lora if isinstance(lora, Adapter) else read_lora(lora, expert)
-    check_expert(found, expert)
     if not re.fullmatch(r"\w[\w-]*", adapter) or hasattr(nn.ModuleDict(), adapter):
         raise ValueError(f"adapter={adapter!r} cannot be a name; use letters, digits and _.")
     if adapter in _names(model):
         raise ValueError(f"the model has an adapter {adapter!r} already; choose another name.")
     _finite(strength)
-    check_fits(found, _specs(model))
-    useless = dead_or_broken(found)
-    if useless:
-        raise WeightsError(f"{found.source}: {useless[0]}.")
+    check_usable(found, _specs(model), expert)
     training = [p for n, p in model.named_parameters() if p.requires_grad and ".lora_" in n]
     _inject(model, found, adapter)
     _diffs(model)[adapter] = {
@@ -245,9 +241,7 @@ def set_strength(model: nn.Module, strength: float, adapter: str = "default") ->
 def _apply_diffs(model: nn.Module, strengths: Mapping[str, float], touched: Iterable[str]) -> None:
     """Parameters = what they were at first + the sum over adapters, in float32."""
     originals: dict[str, Tensor] = model.__dict__.setdefault("_lora_originals", {})
-    parameters = {
-        name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()
-    }
+    parameters = _specs(model)
     for name in touched:
         parameter = parameters[name]
         original = originals.setdefault(name, parameter.detach().clone())

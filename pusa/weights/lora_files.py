@@ -5,7 +5,6 @@ Facts about the formats: the projects' own loaders; docs/weights.md has the tabl
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +22,6 @@ from pusa.weights.lora_names import (
     official_part,
 )
 
-log = logging.getLogger(__name__)
 FORMATS = ("comfy", "diffusers", "kohya", "peft", "pusa")
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 KOHYA_PREFIX = "lora_unet_"

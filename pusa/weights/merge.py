@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pusa.weights.adapters import Adapter, check_expert, check_fits, dead_or_broken
+from pusa.weights.adapters import Adapter, check_usable
 from pusa.weights.convert import Output, write
-from pusa.weights.files import WeightsError, expert_of, read_checkpoint
+from pusa.weights.files import expert_of, read_checkpoint
 from pusa.weights.lazy import Changed, Tensors
 from pusa.weights.writing import Progress
 
@@ -26,11 +26,7 @@ def merge(
     base = read_checkpoint(path)
     specs = base.tensors.specs()
     for adapter, _ in loras:
-        check_fits(adapter, specs)
-        problems = dead_or_broken(adapter)
-        if problems:
-            raise WeightsError(f"{adapter.source}: {problems[0]}.")
-        check_expert(adapter, expert or expert_of(path))
+        check_usable(adapter, specs, expert or expert_of(path))
     merged = base._replace(tensors=Merged(base.tensors, loras, output.dtype))
     return write(merged, output, progress)
 

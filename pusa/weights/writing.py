@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pusa.atomic import replacing
+from pusa.atomic import free_bytes, replacing
 from pusa.weights.lazy import SAFETENSORS_DTYPES, Tensors, WeightsError, in_turn, num_bytes
 
 STEM = "diffusion_pytorch_model"
@@ -137,8 +137,7 @@ def _write_shards(
 def check_room(path: Path, tensors: Tensors) -> None:
     """OSError before anything is written if the disk cannot hold it."""
     need = sum(num_bytes(tensors.spec(key)) for key in tensors)
-    parent = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-    free = shutil.disk_usage(parent).free
+    free = free_bytes(path)
     if need > free:
         raise OSError(
             errno.ENOSPC, f"needs {need / 1e9:.1f} GB, {free / 1e9:.1f} GB are free", str(path)

@@ -1,7 +1,5 @@
 """The Wan DiT against diffusers' on the same weights, and the laws of per-frame timesteps."""
 
-import re
-
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -9,36 +7,12 @@ from diffusers import WanTransformer3DModel
 from pusa.models.layers import rope_table, sinusoid
 from pusa.models.wan_dit import WanDiT
 from pusa.types import Text
-
-GLOBAL = {
-    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
-    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
-    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
-    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
-    "time_projection.1": "condition_embedder.time_proj",
-    "head.modulation": "scale_shift_table",
-    "head.head": "proj_out",
-    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
-    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
-    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
-    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
-    ".modulation": ".scale_shift_table",
-    "norm3": "norm2",
-    "ffn.0": "ffn.net.0.proj",
-    "ffn.2": "ffn.net.2",
-    "self_attn.": "attn1.",
-    "cross_attn.": "attn2.",
-    "k_img": "add_k_proj",
-    "v_img": "add_v_proj",
-    "norm_add_k_proj": "norm_added_k",
-}
+from pusa.weights.keymaps import rename_wan
 
 
 def diffusers_key(key: str) -> str:
-    for ours, theirs in GLOBAL.items():
-        key = key.replace(ours, theirs)
-    key = re.sub(r"(attn\d)\.([qkv])\.", r"\1.to_\2.", key)
-    return re.sub(r"(attn\d)\.o\.", r"\1.to_out.0.", key)
+    (theirs,) = rename_wan([key], "diffusers")
+    return theirs
 
 
 def make_model(**options) -> WanDiT:
