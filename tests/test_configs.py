@@ -43,7 +43,7 @@ def test_every_model_builds_on_meta(name, root):
 def test_every_model_is_the_variant_of_its_name(name, root):
     cfg = plain_config(compose_config("train", f"model={name}", "name=x").model)
     assert cfg["name"] == name
-    built = {"attention": "sdpa", "gradient_checkpointing": False}
+    built = {"attention": "sdpa", "checkpointing": "none"}
     signature = inspect.signature(BACKBONES[VARIANTS[name].family].__init__).parameters
     defaults = {key: p.default for key, p in signature.items() if p.default is not p.empty}
     expected = defaults | dict(VARIANTS[name].arguments)
@@ -52,11 +52,13 @@ def test_every_model_is_the_variant_of_its_name(name, root):
 
 
 @pytest.mark.parametrize("name", [n for n in names("model") if f"{n}_tiny" in names("model")])
-def test_a_twin_differs_from_its_model_in_size_alone(name, root):
+def test_a_twin_differs_from_its_model_in_size_and_recomputation_alone(name, root):
     big, tiny = (plain_config(compose_config("train", f"model={n}", "name=x").model)
                  for n in (name, f"{name}_tiny"))  # fmt: skip
     for key in ("flow", "spec", "fps", "guidance_scale", "negative_prompt", "expert"):
         assert big.get(key) == tiny.get(key)
+    recomputed = [model["backbone"]["checkpointing"] for model in (big, tiny)]
+    assert recomputed == ["blocks", "none"]
 
 
 @pytest.mark.parametrize("name", names("timesteps"))

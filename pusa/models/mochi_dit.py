@@ -11,8 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
     RMSNorm,
@@ -250,7 +250,7 @@ class MochiDiT(nn.Module):
         text_dim: int = 4096,
         text_tokens: int = 256,
         attention: str = "sdpa",
-        gradient_checkpointing: bool = False,
+        checkpointing: str = "none",
     ):
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 2:
@@ -264,7 +264,7 @@ class MochiDiT(nn.Module):
         self.dim, self.num_heads = dim, num_heads
         self.in_channels = self.out_channels = in_channels
         self.text_dim, self.text_len = text_dim, text_tokens
-        self.gradient_checkpointing = gradient_checkpointing
+        self.checkpointing = Checkpointing.named(checkpointing)
         self.x_embedder = PatchEmbedding(in_channels, dim)
         self.t_embedder = TimeEmbedding(dim)
         self.t5_y_embedder = TextPooling(text_dim, dim)
@@ -297,12 +297,8 @@ class MochiDiT(nn.Module):
         grid = (frames, height // PATCH, width // PATCH)
         rope = self._rope(grid)
         kept = None if bool(mask.all()) else functional.pad(mask, (math.prod(grid), 0), value=True)
-        for block in self.blocks:
-            arguments = (x, y, conditioning, rope, kept)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x, y = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x, y = block(*arguments)
+        for i, block in enumerate(self.blocks):
+            x, y = self.checkpointing.run(block, i, x, y, conditioning, rope, kept)
         clean_minus_noise = rearrange(
             self.final_layer(x, conditioning), "b f (h w) (p q c) -> b c f (h p) (w q)",
             h=grid[1], w=grid[2], p=PATCH, q=PATCH,

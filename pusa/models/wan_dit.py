@@ -8,8 +8,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
+from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
     RMSNorm,
@@ -168,7 +168,7 @@ class WanDiT(nn.Module):
         image_branch: bool = False,
         eps: float = 1e-6,
         attention: str = "sdpa",
-        gradient_checkpointing: bool = False,
+        checkpointing: str = "none",
     ):
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 2 or dim // num_heads < 12:
@@ -179,7 +179,7 @@ class WanDiT(nn.Module):
             )
         self.dim, self.num_heads, self.out_channels = dim, num_heads, out_channels
         self.in_channels, self.text_dim, self.text_len = in_channels, text_dim, text_len
-        self.gradient_checkpointing = gradient_checkpointing
+        self.checkpointing = Checkpointing.named(checkpointing)
         self.patch_embedding = nn.Conv3d(in_channels, dim, PATCH, PATCH)
         gelu = nn.GELU(approximate="tanh")
         self.text_embedding = nn.Sequential(nn.Linear(text_dim, dim), gelu, nn.Linear(dim, dim))
@@ -216,12 +216,8 @@ class WanDiT(nn.Module):
         image = self.img_emb(image.to(weight.dtype)) if image is not None and self.img_emb else None
         grid = (frames, height // PATCH[1], width // PATCH[2])
         rope = rope_table(grid, self.dim // self.num_heads, latents.device)
-        for block in self.blocks:
-            arguments = (x, modulation, rope, context, image)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, *arguments, use_reentrant=False)
-            else:
-                x = block(*arguments)
+        for i, block in enumerate(self.blocks):
+            x = self.checkpointing.run(block, i, x, modulation, rope, context, image)
         x = self.head(x, time, context.dtype)
         return rearrange(
             x, "b f (h w) (p q c) -> b c f (h p) (w q)",

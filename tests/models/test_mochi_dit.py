@@ -205,8 +205,8 @@ def test_bfloat16_weights_work(latents, kept):
 @pytest.mark.parametrize("lengths", [(7, 4), (0, 0)])
 def test_checkpointing_changes_no_gradient_and_every_weight_has_one(latents, lengths):
     gradients = []
-    for checkpointed in (False, True):
-        model = make_model(gradient_checkpointing=checkpointed)
+    for policy in ("none", "blocks"):
+        model = make_model(checkpointing=policy)
         sigma = torch.tensor([[0.1, 0.5, 0.9], [0.2, 0.3, 0.4]])
         model(latents, sigma, make_text(*lengths)).square().mean().backward()
         gradients.append({name: weight.grad for name, weight in model.named_parameters()})
