@@ -23,6 +23,10 @@ SIDECAR_TARGETS = (
     "pusa.types.LatentSpec",
     "pusa.diffusion.flow.FlowMatching", "pusa.pipelines.generate.Sampler",
 )  # fmt: skip
+_LORA_HELP = (
+    "a LoRA of any format, or the folder of a training run; may be repeated. EXPERT: high, low or "
+    "both, on a model of two experts; a file that says which one it is for needs none."
+)
 _AT_HELP = (
     "a condition, POSITION=FILE[:MULTIPLIER]; may be repeated. POSITION: a pixel frame (0, -1), "
     "last, or latent:K. MULTIPLIER: 0 keeps the image exactly, 1 ignores it (default 0.2)."
@@ -98,8 +102,12 @@ def _add_generate(commands) -> None:
     what.add_argument("--from", dest="sidecar", metavar="JSON", help="make a sidecar's video again")
     generate.add_argument("--at", action="append", default=[], help=_AT_HELP)
     generate.add_argument("--output", "-o", required=True, help="the .mp4 to write")
-    generate.add_argument("--lora", help="a LoRA file that train.py wrote")
-    generate.add_argument("--strength", type=float, default=1.0, help="of the LoRA (%(default)s)")
+    generate.add_argument(
+        "--lora", action="append", metavar="[EXPERT=]FILE[:STRENGTH]", help=_LORA_HELP
+    )
+    generate.add_argument(
+        "--strength", help="a factor for all LoRAs: 1.4, or high=1.5,low=1.4 (default 1)"
+    )
     generate.add_argument("--seed", type=int, default=0)
     generate.add_argument("--steps", type=int, help="sampling steps")
     generate.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
@@ -122,18 +130,22 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
 
 
 def _generate(options: argparse.Namespace) -> None:
+    from pusa.pipelines.loras import parse_strength
     from pusa.pipelines.produce import Description, produce
 
-    expected = None
+    expected, strength = None, options.strength
     if options.sidecar is not None:
-        if options.at or options.lora or options.overrides:
-            raise ValueError("--from makes a video again as it was; leave out --at, --lora, --set.")
+        if options.at or options.lora or strength or options.overrides:
+            raise ValueError(
+                "--from makes a video again as it was; leave out --at, --lora, --strength, --set."
+            )
         cfg, expected = _from_sidecar(options.sidecar)
     else:
         cfg = compose_config("generate", [f"model={options.model}", *options.overrides])
         flags = {
             "prompt": options.prompt, "at": options.at, "lora": options.lora,
-            "strength": options.strength, "seed": options.seed,
+            "strength": None if strength is None else parse_strength(strength),
+            "seed": options.seed,
             "num_frames": options.num_frames, "height": options.height, "width": options.width,
             "sampler.num_steps": options.steps, "sampler.guidance_scale": options.guidance,
         }  # fmt: skip

@@ -138,6 +138,7 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _merge(options: argparse.Namespace) -> None:
+    from pusa.pipelines.loras import split_strength
     from pusa.weights.lora_files import read_lora
     from pusa.weights.merge import merge
 
@@ -148,20 +149,6 @@ def _merge(options: argparse.Namespace) -> None:
     bars = entry.progress_bars("merge")
     path = merge(options.checkpoint, loras, _output(options), bars, options.expert)
     log.info("wrote %s", path)
-
-
-def split_strength(text: str) -> tuple[str, float]:
-    """FILE[:STRENGTH] -> (file, strength), 1 by default. ValueError if it is no finite number."""
-    file, colon, number = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return text, 1.0
-    try:
-        strength = float(number)
-    except ValueError:
-        raise ValueError(f"{text}: {number!r} is no strength; write FILE:1.4.") from None
-    if not abs(strength) < float("inf"):
-        raise ValueError(f"{text}: the strength must be a finite number.")
-    return file, strength
 
 
 def _resize(options: argparse.Namespace) -> None:

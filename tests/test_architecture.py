@@ -39,6 +39,7 @@ STAIRS = {
         "pipelines",
         "metrics",
         "models.base",
+        "models.experts",
         "data",
         "diffusion",
         "types",

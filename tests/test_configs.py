@@ -39,7 +39,18 @@ def test_every_model_builds_on_meta(name, root):
     assert backbone.in_channels == model.spec.channels
 
 
-@pytest.mark.parametrize("name", names("model"))
+SHORT = {"wan22_tiny": "wan22_t2v_a14b_tiny", "ti2v_tiny": "wan22_ti2v_5b_tiny",
+         "mochi_tiny": "mochi_1_tiny"}  # fmt: skip
+
+
+@pytest.mark.parametrize("short", SHORT)
+def test_a_short_name_is_the_same_model(short, root):
+    one, other = (plain_config(compose_config("train", f"model={n}", "name=x").model)
+                  for n in (short, SHORT[short]))  # fmt: skip
+    assert one == other
+
+
+@pytest.mark.parametrize("name", sorted(set(names("model")) - SHORT.keys()))
 def test_every_model_is_the_variant_of_its_name(name, root):
     cfg = plain_config(compose_config("train", f"model={name}", "name=x").model)
     assert cfg["name"] == name

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from pusa.atomic import write_json
 from pusa.data import video
@@ -27,8 +26,10 @@ from pusa.evaluation.systems import (
     shared_timestep_losses,
 )
 from pusa.evaluation.tables import scores_of
-from pusa.pipelines.build import Model, build_adapted
+from pusa.models.experts import Experts
+from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
+from pusa.pipelines.loras import place_loras
 from pusa.pipelines.prepare import Source
 
 log = logging.getLogger(__name__)
@@ -60,24 +61,26 @@ def evaluate_replica(
     Two comparisons: the task (base and VTA beside truth, codec and a static copy), and what text to
     video has kept (the same two models with nothing given, and their loss at shared timesteps).
     """
-    if not Path(suite.lora).is_file():
+    if not Path(suite.lora).exists():
         raise ValueError(
             f"{suite.lora}: no such LoRA; train it first, with train.py and the same name={name}."
         )
     suite.source.render(progress)
-    items = toy_suite(Path(suite.source.manifest).parent, suite.source.num_clips)
+    items = toy_suite(suite.source.path.parent, suite.source.num_clips)
     vae = model.build_vae().to(model.run_device())
     text_encoder = model.build_text_encoder().to(model.run_device())
+    loras = place_loras([suite.lora], model.experts(), suite.strength)
     backbones = {
-        "base": model.build_backbone().to(model.run_device()),
-        "VTA": build_adapted(model, suite.lora, suite.strength).to(model.run_device()),
+        "base": model.build_experts().to(model.run_device()),
+        "VTA": model.build_experts(loras).to(model.run_device()),
     }
     codec = fingerprint(model.vae)
     key = content_key(
-        fingerprint(_weights(model)), codec, fingerprint(model.text_encoder), repr(sampler),
+        *map(fingerprint, _weights(model)), codec, fingerprint(model.text_encoder), repr(sampler),
         repr(model.flow), model.dtype, model.text_len, repr(model.negative_prompt),
     )  # fmt: skip
-    keys = {"base": key, "VTA": content_key(key, file_digest(suite.lora), suite.strength)}
+    adapted = [part for lora in loras for part in (file_digest(lora.adapter.source), lora.strength)]
+    keys = {"base": key, "VTA": content_key(key, *adapted)}
 
     def systems(of: Task) -> dict[str, System]:
         return {
@@ -106,10 +109,11 @@ def evaluate_replica(
     return page
 
 
-def _weights(model: Model) -> str:
-    if model.weights is None:
+def _weights(model: Model) -> list[str]:
+    paths = [model.weights_path(expert) for expert in model.experts()]
+    if None in paths:
         raise ValueError("model.weights is null: there is no base to evaluate; name its file.")
-    return model.weights
+    return [path for path in paths if path is not None]
 
 
 def _compare(
@@ -127,7 +131,7 @@ def _compare(
 
 
 def _retention(
-    rows: Sequence[Row], backbones: Mapping[str, nn.Module], model: Model, vae, text_encoder,
+    rows: Sequence[Row], backbones: Mapping[str, Experts], model: Model, vae, text_encoder,
     items: Sequence[SuiteItem],
 ) -> list[Contrast]:  # fmt: skip
     """What text to video has kept: direction accuracy, and the loss at one sigma for all frames."""

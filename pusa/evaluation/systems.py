@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pusa.data import video
 from pusa.diffusion.conditioning import Task
 from pusa.evaluation.suite import SuiteItem
 from pusa.models.base import TextEncoder, VideoVAE
+from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.encode import encode_frames
 from pusa.pipelines.generate import Request, Sampler, decode_latents, generate, join_texts
@@ -26,7 +27,7 @@ class ModelSystem:
     Two systems get the same noise for the same item and seed, so their differences are paired.
     """
 
-    backbone: nn.Module
+    backbone: Experts
     model: Model
     vae: VideoVAE
     text_encoder: TextEncoder
@@ -62,7 +63,7 @@ def codec_roundtrip(vae: VideoVAE, frames: Tensor) -> Tensor:
 
 @torch.no_grad()
 def shared_timestep_losses(
-    backbone: nn.Module, model: Model, vae: VideoVAE, text_encoder: TextEncoder,
+    backbone: Experts, model: Model, vae: VideoVAE, text_encoder: TextEncoder,
     items: Sequence[SuiteItem], seed: int,
 ) -> Tensor:  # fmt: skip
     """Text-to-video loss (items, noise levels) at RETENTION_SIGMAS, one sigma for all frames.
@@ -84,7 +85,7 @@ def shared_timestep_losses(
         columns = []
         for level in RETENTION_SIGMAS:
             sigma = torch.full((clean.shape[0], clean.shape[2]), level, device=clean.device)
-            velocity = backbone(model.flow.add_noise(clean, noise, sigma), sigma, text)
+            velocity = backbone.at(level)(model.flow.add_noise(clean, noise, sigma), sigma, text)
             columns.append(model.flow.frame_errors(velocity, clean, noise).mean(dim=1))
         rows.append(torch.stack(columns, dim=1))
     return torch.cat(rows).cpu()

@@ -12,6 +12,7 @@ from pusa.diffusion.conditioning import Task
 from pusa.diffusion.flow import FlowMatching
 from pusa.diffusion.sampler import euler, guided
 from pusa.models.base import VideoVAE
+from pusa.models.experts import Experts
 from pusa.pipelines.encode import encode_frames
 from pusa.rng import generator_for
 from pusa.types import Text
@@ -66,7 +67,7 @@ def no_text(batch: int, text_dim: int, device: torch.device | str = "cpu") -> Te
 
 @torch.no_grad()
 def sample_latents(
-    backbone: nn.Module,
+    backbone: nn.Module | Experts,
     flow: FlowMatching,
     sampler: Sampler,
     task: Task,
@@ -78,11 +79,13 @@ def sample_latents(
 ) -> Tensor:
     """Latents (B, C, F, h, w) for a batch of requests of one task.
 
-    media: latents (B, C, F_m, h, w) of each medium of the task; shape: (C, F, h, w). A request's
-    noise depends on its own seed alone, not on the batch. negative: encoded negative prompt
-    (1, L, text_dim), None for no text.
+    backbone: one network, or experts, of which the sigma of each step chooses one. media: latents
+    (B, C, F_m, h, w) of each medium of the task; shape: (C, F, h, w). A request's noise depends on
+    its own seed alone, not on the batch. negative: encoded negative prompt (1, L, text_dim), None
+    for no text.
     """
-    device = next(backbone.parameters()).device
+    experts = backbone if isinstance(backbone, Experts) else Experts([(0.0, backbone)])
+    device = experts.device
     flow = sampler.flow(flow)
     text = join_texts([request.text for request in requests]).to(device)
     if negative is None:
@@ -92,8 +95,8 @@ def sample_latents(
     conditioning = task.bind(noise.shape, [latents.to(device) for latents in media])
     sigmas = flow.sigmas(sampler.num_steps)
     velocity = guided(
-        lambda x, sigma, _: backbone(x, sigma, text),
-        lambda x, sigma, _: backbone(x, sigma, negative),
+        lambda x, sigma, step: experts.at(step)(x, sigma, text),
+        lambda x, sigma, step: experts.at(step)(x, sigma, negative),
         sampler.guidance_scale,
     )
     precision = (
@@ -112,7 +115,7 @@ def _noise(request: Request, shape: Sequence[int]) -> Tensor:
 
 
 def generate(
-    backbone: nn.Module,
+    backbone: nn.Module | Experts,
     vae: VideoVAE,
     flow: FlowMatching,
     sampler: Sampler,

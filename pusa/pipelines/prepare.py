@@ -20,8 +20,9 @@ Progress = Callable[[str], Callable[[Iterable], Iterable]]  # description -> wra
 
 @dataclass(frozen=True)
 class ToyClips:
-    """How many toy clips of which split to render, and their size."""
+    """Toy clips to render: where to, how many of which split, and their size."""
 
+    folder: str
     split: str
     num_clips: int
     seed: int
@@ -37,34 +38,49 @@ class ToyClips:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: the name of its index in the cache, its manifest, and, for toy data, how to
-    render it when it is missing (None: the clips are the user's own).
+    """A data set: the name of its index in the cache, and the manifest of the user's own clips, or
+    None for toy clips, which are rendered when they are missing.
 
     split: "all" clips, or the "train" or "heldout" ones of a division by hash, in which about
-    heldout_share are held out. What `pusa data check` put in quarantine is left out.
+    heldout_share are held out; toy clips have splits of their own. What `pusa data check` put in
+    quarantine is left out. toy_if: null or false where toy clips will not do: a manifest is needed.
     """
 
     name: str
-    manifest: str
+    manifest: str | None
     toy: ToyClips | None = None
     split: str = "all"
     heldout_share: float = 0.02
+    toy_if: str | bool | None = True
 
     def __post_init__(self):
-        if not self.manifest:
+        if self.split not in SPLITS:
+            raise ValueError(f"split={self.split!r} is unknown; use one of {', '.join(SPLITS)}.")
+        if self.manifest:
+            object.__setattr__(self, "toy", None)
+        elif self.toy is not None and self.toy_if:
+            object.__setattr__(self, "manifest", f"{self.toy.folder}/metadata.csv")
+            object.__setattr__(self, "split", "all")
+        else:
             raise ValueError(
                 f"data set {self.name!r} has no manifest; set data.train.manifest and "
                 "data.heldout.manifest, to a metadata.csv, a folder of clips or what else "
                 "docs/data.md names."
             )
-        if self.split not in SPLITS:
-            raise ValueError(f"split={self.split!r} is unknown; use one of {', '.join(SPLITS)}.")
+
+    @property
+    def path(self) -> Path:
+        """The manifest's, named or of the toy clips."""
+        assert self.manifest, "always set"
+        return Path(self.manifest)
 
     @property
     def num_clips(self) -> int:
         """Of toy data; ValueError for a user's own clips, which have no known truth."""
         if self.toy is None:
-            raise ValueError(f"{self.manifest}: the toy suite needs toy clips (suite.source.toy).")
+            raise ValueError(
+                f"{self.manifest}: the toy suite needs toy clips; leave suite.source.manifest null."
+            )
         return self.toy.num_clips
 
     def clips(self) -> list[Clip]:
@@ -72,8 +88,8 @@ class Source:
 
         ValueError if none are left of another split.
         """
-        listed = read_manifest(self.manifest)
-        kept = usable(listed, read_quarantine(self.manifest))
+        listed = read_manifest(self.path)
+        kept = usable(listed, read_quarantine(self.path))
         if len(kept) < len(listed):
             log.info("%s: %d clips are in quarantine.", self.manifest, len(listed) - len(kept))
         if self.split != "all":
@@ -90,11 +106,10 @@ class Source:
 
         ValueError if the folder holds toy clips of other settings.
         """
-        folder = Path(self.manifest).parent
         if self.toy is None:
             return
-        scenes = self.toy.scenes()
-        if Path(self.manifest).is_file():
+        folder, scenes = self.path.parent, self.toy.scenes()
+        if self.path.is_file():
             if toy.read_truth(folder) != scenes:
                 raise ValueError(
                     f"{folder} holds toy clips of other settings; "
@@ -115,6 +130,7 @@ def prepare(
     several parts, the last one to end makes the index. A held-out split without clips is left out,
     with a warning. settings None: clips are used as pixels, nothing is encoded.
     """
+    model.ensure_files()
     store = LatentCache(cache)
     vae = text_encoder = keys = None
     indices = {}

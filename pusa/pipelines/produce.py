@@ -16,15 +16,19 @@ from pusa.data.hashing import file_digest, fingerprint
 from pusa.diffusion.conditioning import Anchor, Task
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Request, Sampler, generate
+from pusa.pipelines.loras import PlacedLoRA, Strength, place_loras
 from pusa.pipelines.positions import Condition, parse_condition
-from pusa.weights.lora import load_lora
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Description:
-    """What to make: prompt, conditions (`POSITION=FILE[:MULTIPLIER]`), size, seed, LoRA, output."""
+    """What to make: prompt, conditions (`POSITION=FILE[:MULTIPLIER]`), size, seed, output.
+
+    lora: `[EXPERT=]FILE[:STRENGTH]` each, see `place_loras` (older sidecars: one file, or None);
+    strength: a factor for all of them, or one per expert.
+    """
 
     prompt: str
     at: tuple[str, ...]
@@ -34,9 +38,13 @@ class Description:
     width: int
     fps: float
     fit: str
-    lora: str | None
-    strength: float
+    lora: tuple[str, ...]
+    strength: Strength
     output: str
+
+    def __post_init__(self):
+        one = isinstance(self.lora, str)
+        object.__setattr__(self, "lora", (self.lora,) if one else tuple(self.lora or ()))
 
 
 def task_of(conditions: Iterable[Condition]) -> Task:
@@ -58,22 +66,22 @@ def produce(
 ) -> Path:
     """Write the video and `<output>.json`; returns the video's path.
 
-    All input is checked before any weight is read. recipe: the configuration to keep in the
-    sidecar. expected: digests of a sidecar's inputs; ValueError if a file has changed since.
+    All input is checked before any weight of the model is read. recipe: the configuration to keep
+    in the sidecar. expected: digests of a sidecar's inputs; ValueError if a file has changed since.
     """
     shape = model.latent_shape(what.num_frames, what.height, what.width)
     conditions = [parse_condition(text, model.spec, what.num_frames) for text in what.at]
     task = task_of(conditions)
     media = tuple(_read(condition, what) for condition in conditions)
+    loras = place_loras(what.lora, model.experts(), what.strength)
     output = _writable(what.output)
-    digests = _digests(model, what, conditions)
+    model.ensure_files()
+    digests = _digests(model, loras, conditions)
     _compare(digests, expected or digests)
     for condition in conditions:
         log.info(condition.describe(model.spec))
     device = model.run_device()
-    backbone = model.build_backbone().to(device)
-    if what.lora is not None:
-        load_lora(backbone, what.lora, what.strength, expert=model.expert)
+    experts = model.build_experts(loras).to(device)
     text_encoder = model.build_text_encoder().to(device)
     negative = (
         None if model.negative_prompt is None else text_encoder.encode([model.negative_prompt])
@@ -81,7 +89,7 @@ def produce(
     request = Request(text_encoder.encode([what.prompt]), media, what.seed)
     output.with_suffix(".json").unlink(missing_ok=True)  # never beside another video
     frames = generate(
-        backbone,
+        experts,
         model.build_vae().to(device),
         model.flow,
         sampler,
@@ -121,17 +129,17 @@ def _writable(output: str) -> Path:
     return path
 
 
-def _digests(model: Model, what: Description, conditions: Iterable[Condition]) -> dict[str, str]:
-    files = [what.lora, *(str(condition.file) for condition in conditions)]
-    digests = {str(name): file_digest(name) for name in files if name is not None and _exists(name)}
-    weights = (model.weights, model.vae, model.text_encoder)
-    return digests | {str(path): fingerprint(path) for path in weights if path is not None}
+def _digests(
+    model: Model, loras: Iterable[PlacedLoRA], conditions: Iterable[Condition]
+) -> dict[str, str]:
+    files = {*(lora.adapter.source for lora in loras), *(str(c.file) for c in conditions)}
+    digests = {name: _digest(name) for name in sorted(files)}
+    paths = [*(model.weights_path(e) for e in model.experts()), model.vae, model.text_encoder]
+    return digests | {path: fingerprint(path) for path in paths if path is not None}
 
 
-def _exists(path: str) -> bool:
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file.")
-    return True
+def _digest(path: str) -> str:
+    return fingerprint(path) if Path(path).is_dir() else file_digest(path)  # a PEFT LoRA's folder
 
 
 def _compare(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
