@@ -29,6 +29,24 @@ def test_every_experiment_composes_for_training_and_evaluation(name, root):
     assert "Expected:" in header
 
 
+@pytest.mark.parametrize("name", sorted(set(names("experiment")) - {"tiny_vae"}))
+def test_a_twin_trains_without_clips_on_toy_ones_and_takes_ones_own(name, root):
+    cfg = compose_config("train", f"experiment={name}", "name=x")
+    if (twin := f"{cfg.model.name}_tiny") in names("model"):
+        with pytest.raises(Exception, match=r"has no manifest; set data\.train\.manifest"):
+            build(cfg.data.train)  # a real model is not trained on toys by mistake
+        cfg = compose_config("train", f"experiment={name}", "name=x", f"model={twin}")
+    train, heldout = (build(node) for node in (cfg.data.train, cfg.data.heldout))
+    assert train.num_clips >= heldout.num_clips >= 8
+    assert train.manifest != heldout.manifest
+    assert (train.split, heldout.split) == ("all", "all")
+    own = compose_config("train", f"experiment={name}", "name=x", f"model={cfg.model.name}",
+                         "data=clips", "data.train.manifest=mine.csv")  # fmt: skip
+    for node, split in ((own.data.train, "train"), (own.data.heldout, "heldout")):
+        source = build(node)
+        assert (source.manifest, source.split, source.toy) == ("mine.csv", split, None)
+
+
 @pytest.mark.parametrize("name", names("model"))
 def test_every_model_builds_on_meta(name, root):
     cfg = compose_config("train", f"model={name}", "name=x")

@@ -65,6 +65,7 @@ def evaluate_replica(
         raise ValueError(
             f"{suite.lora}: no such LoRA; train it first, with train.py and the same name={name}."
         )
+    model.ensure_files()
     suite.source.render(progress)
     items = toy_suite(suite.source.path.parent, suite.source.num_clips)
     vae = model.build_vae().to(model.run_device())

@@ -129,7 +129,7 @@ class Model:
         path = self.weights
         both = "name both: model.weights={high: FILE, low: FILE}"
         if isinstance(path, Mapping):
-            if expert not in path:
+            if expert is None or expert not in path:
                 raise ValueError(f"model.weights names no {expert or 'single'} network; {both}.")
             return path[expert]
         if expert is None or path is None or not Path(path).exists():
@@ -146,7 +146,7 @@ class Model:
             missing = " or ".join(EXPERT_FOLDERS[expert])
             raise ValueError(f"{path}: holds no {missing}; download it, or {both}.")
         if self.expert == "both" or expert_of(path) not in (None, expert):
-            raise ValueError(f"{path}: is not the {expert}-noise expert's alone; {both}.")
+            raise ValueError(f"{path}: is one network, not the {expert}-noise one of two; {both}.")
         return path
 
     def input_marks(self) -> dict[str, str]:

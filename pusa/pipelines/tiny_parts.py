@@ -147,8 +147,9 @@ def _roughen(module: nn.Module, seed: int) -> None:
 
 
 def _save_pickle(tensors: Mapping[str, Tensor], file: Path) -> Path:
-    with replacing(file) as partial:
-        torch.save(dict(tensors), partial)
+    # By name, torch would write the temporary name into the file: no two would have the same bytes.
+    with replacing(file) as partial, partial.open("wb") as opened:
+        torch.save(dict(tensors), opened)
     return file
 
 
