@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pusa.pipelines.loras import parse_lora, parse_strength, place_loras
+from pusa.pipelines.loras import Strength, parse_lora, parse_strength, place_loras
 from pusa.weights.adapters import Adapter
 from pusa.weights.lora import write_lora
 from tests.weights.conftest import make_adapter, make_twin
@@ -31,7 +31,9 @@ def files(tmp_path, monkeypatch, adapter):
     return tmp_path
 
 
-def placed(*texts: str, experts=BOTH, strength=1.0) -> list[tuple[str | None, str, float]]:
+def placed(
+    *texts: str, experts=BOTH, strength: Strength = 1.0
+) -> list[tuple[str | None, str, float]]:
     found = place_loras(texts, experts, strength)
     return [(lora.expert, lora.adapter.source, lora.strength) for lora in found]
 
