@@ -130,7 +130,7 @@ def plain_config(cfg: DictConfig) -> dict:
 
 def run_config(cfg: DictConfig) -> dict:
     """The part of a config that decides a run's result."""
-    harmless = ("resume", "overwrite", "num_threads", "logger", "paths", "callbacks")
+    harmless = ("resume", "allow", "overwrite", "num_threads", "logger", "paths", "callbacks")
     return {key: value for key, value in plain_config(cfg).items() if key not in harmless}
 
 

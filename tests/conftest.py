@@ -44,9 +44,12 @@ def small_run(root, shared_data) -> Callable[..., DictConfig]:
     """Compose `experiment` with 16 training and 4 held-out clips, 4 steps and no wandb."""
 
     def make(experiment: str, *overrides: str) -> DictConfig:
+        if experiment != "tiny_vae":  # which holds nothing out
+            overrides = ("data.heldout.toy.num_clips=4", *overrides)
         return compose_config(
             "train", f"experiment={experiment}", f"name={experiment}", "logger.wandb=off",
-            "data.num_clips=16", "batch_size=4", "trainer.max_steps=4",
+            "data.num_clips=16", "batch_size=4",
+            "trainer.max_steps=4",
             "trainer.val_check_interval=2", f"paths.toy={shared_data}/data/toy",
             f"paths.cache={shared_data}/data/cache", *overrides,
         )  # fmt: skip

@@ -47,9 +47,13 @@ class FramesDataModule(L.LightningDataModule):
         return FramesDataset(self.manifest, self.num_frames, self.limit)
 
     def train_dataloader(self) -> DataLoader:
-        order = CountedBatches(
-            len(self.train_set), self.batch_size, self.seed, self.start_step, self.num_steps
+        rank, world = (
+            (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         )
+        order = CountedBatches(
+            len(self.train_set), self.batch_size, self.seed, self.start_step, self.num_steps,
+            rank, world,
+        )  # fmt: skip
         return DataLoader(self.train_set, batch_sampler=order)
 
     def state_dict(self) -> dict[str, int]:

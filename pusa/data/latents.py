@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from pusa.data.cache import Entry, LatentCache
-from pusa.data.order import CountedBatches
+from pusa.data.order import CountedBatches, passes_of_a_step
 from pusa.types import LatentBatch, Text
 
 log = logging.getLogger(__name__)
@@ -59,9 +59,9 @@ class LatentDataModule(L.LightningDataModule):
     """Batches for training and held-out evaluation, out of two indices of one cache.
 
     The order of training samples is counted (see order.py): a resumed run sees what the
-    uninterrupted one would have seen, also on another number of processes, if batch_size is chosen
-    so that a step has as many samples. indices: the fingerprint of each index, by its name; without
-    one, the newest of that name.
+    uninterrupted one would have seen, also on another number of processes. batch_size: samples of
+    a step over all processes; micro_batch: of one pass of one process, None for its whole part.
+    indices: the fingerprint of each index, by its name; without one, the newest of that name.
     """
 
     def __init__(
@@ -75,13 +75,14 @@ class LatentDataModule(L.LightningDataModule):
         num_workers: int = 0,
         in_memory: bool = False,
         indices: Mapping[str, str] | None = None,
+        micro_batch: int | None = None,
     ):
         super().__init__()
         if num_workers < 0:
             raise ValueError(f"data.batches.num_workers must be at least 0, got {num_workers}.")
         self.cache, self.train, self.heldout = LatentCache(cache), train, heldout
         self.batch_size, self.num_steps, self.seed = batch_size, num_steps, seed
-        self.num_workers, self.in_memory = num_workers, in_memory
+        self.num_workers, self.in_memory, self.micro_batch = num_workers, in_memory, micro_batch
         self.indices = dict(indices or {})
         self.start_step = 0
 
@@ -97,19 +98,30 @@ class LatentDataModule(L.LightningDataModule):
     def world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    @property
+    def num_passes(self) -> int:
+        """Passes of a process per step; ValueError if batch_size cannot be divided so."""
+        return passes_of_a_step(self.batch_size, self.world_size, self.micro_batch)
+
     def train_dataloader(self) -> DataLoader:
-        rank = self.trainer.global_rank if self.trainer else 0
         order = CountedBatches(
             len(self.train_set), self.batch_size, self.seed, self.start_step, self.num_steps,
-            rank, self.world_size, self.train_set.buckets(),
+            self.rank, self.world_size, self.train_set.buckets(), self.micro_batch,
         )  # fmt: skip
         return self._loader(self.train_set, order)
 
     def val_dataloader(self) -> DataLoader | list:
+        """Held-out batches of this process; all processes have as many, see OneShapeBatches."""
         if self.heldout is None:
             return []
         dataset = self.dataset(self.heldout)
-        return self._loader(dataset, OneShapeBatches(dataset.buckets(), max(self.batch_size, 32)))
+        size = self.batch_size // (self.world_size * self.num_passes)
+        batches = OneShapeBatches(dataset.buckets(), size, self.rank, self.world_size)
+        return self._loader(dataset, batches)
 
     def _loader(self, dataset: LatentDataset, batches) -> DataLoader:
         return DataLoader(
@@ -119,20 +131,19 @@ class LatentDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         step = self.trainer.global_step if self.trainer else self.start_step
-        samples = self.batch_size * self.world_size
-        return {"step": step, "samples_per_step": samples, "index": self.indices.get(self.train)}
+        index = self.indices.get(self.train)
+        return {"step": step, "samples_per_step": self.batch_size, "index": index}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the very next sample; a warning if the data set is not the same any more.
 
         ValueError if a step would have another number of samples than before.
         """
-        here = self.batch_size * self.world_size
-        before = state_dict.get("samples_per_step", here)
-        if before != here:
+        before = state_dict.get("samples_per_step", self.batch_size)
+        if before != self.batch_size:
             raise ValueError(
-                f"the run was trained with {before} samples a step, this has {self.batch_size} on "
-                f"{self.world_size} processes = {here}; choose batch_size so that they agree."
+                f"the run was trained with {before} samples a step, this has {self.batch_size}; "
+                f"set batch_size={before}."
             )
         index, now = state_dict.get("index"), self.indices.get(self.train)
         if index and now and index != now:
@@ -144,10 +155,15 @@ class LatentDataModule(L.LightningDataModule):
 
 
 class OneShapeBatches(BatchSampler):
-    """Every sample once, in order, in batches of one bucket each."""
+    """Every sample once, in order, in batches of one bucket each, dealt out to the ranks in turn.
 
-    def __init__(self, buckets: Sequence[int], batch_size: int):
+    Every rank gets equally many, as networks divided over ranks need: where they do not suffice,
+    the last ranks get the first batches once more, as `is_repeat` tells.
+    """
+
+    def __init__(self, buckets: Sequence[int], batch_size: int, rank: int = 0, world_size: int = 1):
         super().__init__(SequentialSampler(buckets), batch_size, drop_last=False)
+        self.rank, self.world_size = rank, world_size
         groups: dict[int, list[int]] = {}
         for index, bucket in enumerate(buckets):
             groups.setdefault(bucket, []).append(index)
@@ -157,8 +173,13 @@ class OneShapeBatches(BatchSampler):
             for i in range(0, len(group), batch_size)
         ]
 
+    def is_repeat(self, number: int) -> bool:
+        """Whether this rank's batch of that number is another rank's, too."""
+        return number * self.world_size + self.rank >= len(self.batches)
+
     def __iter__(self):
-        return iter(self.batches)
+        for number in range(len(self)):
+            yield self.batches[(number * self.world_size + self.rank) % len(self.batches)]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return -(-len(self.batches) // self.world_size)

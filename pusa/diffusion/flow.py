@@ -68,10 +68,16 @@ class FlowMatching:
         return error.square().mean(dim=(1, 3, 4))
 
     def loss(self, velocity: Tensor, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Weighted mean over frames with sigma > 0: a frame given clean has nothing to predict."""
-        error = self.frame_errors(velocity, clean, noise) * self.weight(sigma)
+        """Scalar loss of a batch, see `mean_loss`."""
+        return self.mean_loss(self.frame_errors(velocity, clean, noise), sigma)
+
+    def mean_loss(self, errors: Tensor, sigma: Tensor) -> Tensor:
+        """Frame errors (B, F) -> weighted mean over each sample's frames with sigma > 0 (a frame
+        given clean has nothing to predict), then over samples: the same however a batch is divided.
+        """
         noisy = sigma > 0
-        return torch.where(noisy, error, 0).sum() / noisy.sum().clamp(min=1)
+        error = torch.where(noisy, errors * self.weight(sigma), 0)
+        return (error.sum(1) / noisy.sum(1).clamp(min=1)).mean()
 
     def weight(self, sigma: Tensor) -> Tensor:
         """Loss weight of each noise level, same shape as sigma."""

@@ -41,14 +41,17 @@ class AutoencoderModule(L.LightningModule):
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         decoded = self.vae.decode_raw(latents + self.latent_noise * noise)
         error = (decoded - frames).abs().mean()
-        self.log("train/l1", error, prog_bar=True, batch_size=len(frames))
+        self.log("train/l1", error, prog_bar=True, batch_size=len(frames), sync_dist=True)
         return error + self.latent_penalty * latents.square().mean()
 
     def export(self, folder: Path, recipe: Mapping) -> Path:
         """Write a diffusers-style VAE folder: config.json with statistics, and bfloat16 weights.
 
-        The statistics are over the first 256 training clips.
+        The statistics are over the first 256 training clips. Every process calls it, the first one
+        writes.
         """
+        if self.global_rank:
+            return folder / "vae"
         clips = self.trainer.datamodule.train_set  # pyright: ignore[reportAttributeAccessIssue]
         self.vae.eval()
         frames = [clips[i]["frames"] for i in range(min(256, len(clips)))]

@@ -1,90 +1,34 @@
-"""What happens around the training step: checkpoints, stops, exports, throughput, grids."""
+"""What happens around the training step: exports, throughput, memory, sample grids and videos."""
 
-import errno
+import contextlib
 import logging
-import os
-import signal
+import platform
+import resource
+import subprocess
 import time
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
+from pusa.atomic import write_json
 from pusa.data import video
+from pusa.data.latents import LatentDataModule, collate
 from pusa.diffusion.conditioning import Task
 from pusa.models.base import VideoVAE
 from pusa.pipelines.generate import Request, Sampler, decode_latents, sample_latents
+from pusa.training.averaging import Averaged
 from pusa.training.module import VTAModule
+from pusa.training.strategy import is_divided
 from pusa.types import Text
 
 log = logging.getLogger(__name__)
-LAST = "last.ckpt"
-
-
-class Checkpoints(L.Callback):
-    """Saves `last.ckpt` (trainable tensors, optimizer, loops, data position) every `every` steps.
-
-    Ctrl-C and SIGTERM finish the running step, save, and end the run; a second signal ends at once.
-    The file is written under a temporary name and renamed.
-    """
-
-    def __init__(self, folder: str | Path, every: int = 500):
-        if every < 1:
-            raise ValueError(f"callbacks.checkpoints.every must be at least 1, got {every}.")
-        self.path, self.every = Path(folder) / LAST, every
-        self.interrupted: int | None = None
-        self._previous: dict[int, Any] = {}
-        self._saved_step = -1
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._previous[number] = signal.signal(number, self._stop)
-            except ValueError:  # not in the main thread: the caller handles signals
-                log.debug("signals are left to the caller.")
-
-    def _stop(self, number: int, frame) -> None:
-        if self.interrupted is not None:
-            raise KeyboardInterrupt
-        self.interrupted = number
-        log.warning("stopping after this step (again to end at once); saving %s.", self.path)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if self.interrupted is not None:
-            trainer.should_stop = True
-            self.save(trainer)
-        elif trainer.global_step % self.every == 0:
-            self.save(trainer)
-
-    def save(self, trainer: L.Trainer) -> None:
-        if self._saved_step == trainer.global_step:
-            return
-        self._saved_step = trainer.global_step
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        try:
-            trainer.save_checkpoint(partial)
-            if trainer.is_global_zero:
-                os.replace(partial, self.path)
-        except RuntimeError as error:  # torch's writer hides the system's error
-            if "writ" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, "could not be written whole", str(self.path)) from error
-        finally:
-            if trainer.is_global_zero and partial.is_file():
-                partial.unlink()
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.save(trainer)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
 
 
 class Exportable(Protocol):
@@ -94,35 +38,59 @@ class Exportable(Protocol):
 
 
 class Export(L.Callback):
-    """Writes the trained weights when the run reaches its last step, through `module.export`.
+    """Writes the trained weights when the run reaches its last step, through `module.export`, and
+    their running average, if one is kept, to `ema/`. Every process takes part.
 
-    recipe: the run's configuration, kept in the file's metadata.
+    recipe: the run's configuration, kept in the file's metadata. `environment.json` says with which
+    code and machine the run was made.
     """
 
     def __init__(self, folder: str | Path, recipe: Mapping):
         self.folder, self.recipe = Path(folder), dict(recipe)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module) -> None:
-        if trainer.is_global_zero and trainer.global_step >= trainer.max_steps:
-            recipe = {"steps": trainer.global_step, "config": self.recipe}
-            log.info("wrote %s", cast(Exportable, pl_module).export(self.folder, recipe))
+    def on_fit_start(self, trainer: L.Trainer, pl_module) -> None:
+        if trainer.is_global_zero:
+            found = describe_environment(trainer.world_size)
+            write_json(self.folder / "environment.json", found)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.experiment.config.update({"environment": found}, allow_val_change=True)
+
+    def on_train_end(self, trainer: Any, pl_module) -> None:
+        if trainer.global_step < trainer.max_steps:
+            return
+        module, recipe = cast(Exportable, pl_module), {"steps": trainer.global_step}
+        recipe["config"] = self.recipe
+        # The average first: the result marks the run as finished.
+        for averaged in (c for c in trainer.callbacks if isinstance(c, Averaged) and c.decay):
+            with averaged.in_place(pl_module):
+                log.info("wrote %s", module.export(self.folder / "ema", recipe))
+        log.info("wrote %s", module.export(self.folder, recipe))
+
+
+def peak_memory() -> float:
+    """The most memory this process has held, GB: of its GPU if it has one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Progress(TQDMProgressBar):
-    """One bar over all steps, with the loss and clips per second."""
+    """One bar over all steps, with the loss and clips per second; logs the peak memory, too."""
 
     def __init__(self, refresh_rate: int = 10):
         super().__init__(refresh_rate=refresh_rate)
         self._mark: tuple[float, int] | None = None
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if trainer.global_step % self.refresh_rate == 0:
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if complete and trainer.global_step % self.refresh_rate == 0:
             now = time.perf_counter()
             if self._mark is not None:
                 steps = trainer.global_step - self._mark[1]
-                size = len(batch["frames"] if isinstance(batch, dict) else batch.index)
-                rate = steps * size * trainer.world_size / (now - self._mark[0])
+                rate = steps * trainer.datamodule.batch_size / (now - self._mark[0])
                 pl_module.log("train/clips_per_s", rate, prog_bar=True, batch_size=1)
+                pl_module.log("train/memory_gb", peak_memory(), batch_size=1)
             self._mark = (now, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
@@ -138,9 +106,10 @@ class Progress(TQDMProgressBar):
 
 
 class SampleGrid(L.Callback):
-    """Every `every` steps, samples a task for a few held-out clips and writes one picture.
+    """Every `every` steps, samples a task for a few held-out clips: one picture and one video.
 
-    Rows alternate truth and sample, columns are frames over time; `samples/step_000500.png`.
+    Rows alternate truth and sample, columns are frames over time; `samples/step_000500.png`. The
+    video shows truths above samples. Where weights are divided over processes, all of them sample.
     """
 
     def __init__(
@@ -154,34 +123,85 @@ class SampleGrid(L.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step and step % self.every == 0 and trainer.is_global_zero:
-            path = self.folder / f"step_{step:06d}.png"
-            grid = self.grid(pl_module, trainer.datamodule.val_dataloader())
-            video.write_image(path, grid)
-            for logger in trainer.loggers:
-                if hasattr(logger, "log_image"):
-                    logger.log_image("samples", [str(path)], step=step)
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not complete or step % self.every or trainer.datamodule.heldout is None:
+            return
+        if trainer.is_global_zero or is_divided(pl_module):
+            pairs = self.pairs(pl_module, trainer.datamodule)
+            if trainer.is_global_zero:
+                self._write(trainer, pl_module, pairs, step)
+
+    def _write(self, trainer: Any, pl_module: Any, pairs: list[tuple[Tensor, Tensor]], step: int):
+        path = self.folder / f"step_{step:06d}.png"
+        video.write_image(path, grid(pairs))
+        columns = [torch.cat(pair, dim=-2) for pair in pairs]
+        fps = pl_module.model.fps
+        video.write_video(path.with_suffix(".mp4"), torch.cat(columns, dim=-1), fps)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                logger.log_image("samples", [str(path)], step=step)
+                logger.log_video("sample_videos", [str(path.with_suffix(".mp4"))], step=step)
 
     @torch.no_grad()
-    def grid(self, module: VTAModule, loader) -> Tensor:
-        """uint8 picture (3, H', W')."""
-        batch = next(iter(loader))
-        clean = batch.latents[: self.num_clips].to(module.device)
+    def pairs(self, module: VTAModule, data: LatentDataModule) -> list[tuple[Tensor, Tensor]]:
+        """(truth, sample) as uint8 frames (T, 3, H, W), for clips of one shape."""
+        dataset = data.dataset(data.heldout or "")
+        first = [i for i, bucket in enumerate(dataset.buckets()) if bucket == 0][: self.num_clips]
+        batch = collate([dataset[i] for i in first])
+        clean = batch.latents.to(module.device)
         requests = [
             Request(Text(e[None], m[None]), seed=int(i), purpose="grid")
             for e, m, i in zip(batch.text.embedding, batch.text.mask, batch.index, strict=True)
-        ][: self.num_clips]
+        ]
         media = [clean[:, :, :1]] * self.task.num_media
         module.backbone.eval()
         sampled = sample_latents(
             module.backbone, module.flow, self.sampler, self.task, requests, media, clean.shape[1:]
         )
         module.backbone.train()
-        rows = []
-        for pair in zip(
-            decode_latents(self.vae, clean), decode_latents(self.vae, sampled), strict=True
-        ):
-            for frames in pair:
-                shown = frames[:: max(1, (len(frames) - 1) // 4)]
-                rows.append(torch.cat(list(shown), dim=-1))
-        return torch.cat(rows, dim=-2)
+        truths, samples = (decode_latents(self.vae, latents) for latents in (clean, sampled))
+        return list(zip(truths, samples, strict=True))
+
+
+def grid(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """uint8 picture (3, H', W'): truth and sample row by row, some frames of each."""
+    rows = []
+    for frames in (frames for pair in pairs for frames in pair):
+        shown = frames[:: max(1, (len(frames) - 1) // 4)]
+        rows.append(torch.cat(list(shown), dim=-1))
+    return torch.cat(rows, dim=-2)
+
+
+def describe_environment(processes: int) -> dict:
+    """What a run's numbers depend on besides its configuration."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    names = (
+        "pusa",
+        "torch",
+        "lightning",
+        "deepspeed",
+        "peft",
+        "diffusers",
+        "transformers",
+        "numpy",
+    )
+    return {
+        "code": code_version(),
+        "packages": {name: version(name) for name in names},
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "gpus": gpus,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def code_version() -> str:
+    """The commit of the checkout that runs, with "+" if files differ from it; "" without git."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    with contextlib.suppress(OSError):
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        if head.returncode == 0:
+            changed = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True)
+            return head.stdout.strip() + ("+" if changed.returncode else "")
+    return ""

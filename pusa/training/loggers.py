@@ -1,32 +1,81 @@
-"""Loggers: CSV always; wandb offline, or online when the user is logged in."""
+"""Loggers: CSV always; wandb offline, or online when the user is logged in. A run that is resumed
+goes on in the same file and the same wandb run."""
 
+import csv
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from pusa.atomic import write_text
+
 WANDB_MODES = ("auto", "online", "offline", "off")
+WANDB_RUN = "wandb_run"
+
+
+class Metrics(CSVLogger):
+    """`metrics/metrics.csv` of a whole run: rows before start_step are kept, later ones dropped,
+    since a run that goes on from there makes them once more."""
+
+    def __init__(self, folder: str | Path, start_step: int):
+        super().__init__(folder, name="metrics", version="")
+        self.start_step = start_step
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None and rank_zero_only.rank == 0:
+            path = Path(self.log_dir) / "metrics.csv"
+            rows = read_metrics(path) if path.is_file() else []
+            kept = [row for row in rows if float(row["step"]) < self.start_step]
+            path.unlink(missing_ok=True)
+            writer = super().experiment
+            writer.metrics = kept
+            writer.save()
+        return super().experiment
+
+
+def read_metrics(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a metrics.csv, without what was not logged in a row."""
+    with Path(path).open(newline="") as file:
+        return [
+            {k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)
+        ]
 
 
 def build_loggers(
-    folder: str | Path, project: str, name: str, wandb: str = "auto", config: Mapping | None = None
-) -> list[Logger]:
-    """CSV in `metrics/version_N/` (a new N whenever a run is resumed), and wandb as asked.
+    folder: str | Path, project: str, name: str, wandb: str = "auto",
+    config: Mapping | None = None, start_step: int = 0,
+) -> list[Logger]:  # fmt: skip
+    """CSV in `metrics/metrics.csv`, and wandb as asked.
 
     wandb: "auto" is online if an API key is at hand (WANDB_API_KEY or ~/.netrc) and offline
-    otherwise; "off" leaves it out. ValueError for another word.
+    otherwise; "off" leaves it out. start_step: where the run goes on. ValueError for another word.
     """
     if wandb not in WANDB_MODES:
         raise ValueError(f"logger.wandb={wandb!r} is unknown; use one of {', '.join(WANDB_MODES)}.")
-    loggers: list[Logger] = [CSVLogger(folder, name="metrics")]
+    loggers: list[Logger] = [Metrics(folder, start_step)]
     if wandb == "off":
         return loggers
     offline = wandb == "offline" or (wandb == "auto" and not wandb_key_at_hand())
     os.environ.setdefault("WANDB_SILENT", "true")
-    logger = WandbLogger(name=name, project=project, save_dir=str(folder), offline=offline)
+    logger = WandbLogger(
+        name=name, project=project, save_dir=str(folder), offline=offline,
+        id=wandb_id(Path(folder), start_step), resume="allow",
+    )  # fmt: skip
     logger.log_hyperparams(dict(config or {}))
     return [*loggers, logger]
+
+
+def wandb_id(folder: Path, start_step: int) -> str:
+    """The run's own name at wandb: a new one for a new run, the same when it goes on."""
+    path = folder / WANDB_RUN
+    if rank_zero_only.rank == 0 and not (start_step and path.is_file()):
+        write_text(path, uuid.uuid4().hex[:12])
+    return path.read_text() if path.is_file() else uuid.uuid4().hex[:12]
 
 
 def wandb_key_at_hand() -> bool:

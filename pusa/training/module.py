@@ -3,18 +3,20 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pusa.atomic import write_json
 from pusa.diffusion.timesteps import VectorTimesteps
 from pusa.pipelines.build import Model
 from pusa.rng import generator_for
+from pusa.training.strategy import is_divided, sum_over_ranks, whole
 from pusa.types import LatentBatch, Text
-from pusa.weights.doctor import diagnose_saved
+from pusa.weights.doctor import diagnose, diagnose_saved
 from pusa.weights.files import WeightsError, write_tensors
 from pusa.weights.lora import LoRA, adapter_of, format_matches, inject_lora, write_lora
 
@@ -42,6 +44,8 @@ class VTAModule(L.LightningModule):
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"module.caption_dropout must be in [0, 1], got {caption_dropout}.")
+        if lora is None:  # all weights train: float32, which autocast lowers for the arithmetic
+            model = replace(model, dtype="float32")
         self.model, self.timesteps, self.flow = model, timesteps, model.flow
         self.make_optimizer, self.make_schedule = optimizer, schedule
         self.lora, self.caption_dropout, self.seed = lora, caption_dropout, seed
@@ -54,22 +58,41 @@ class VTAModule(L.LightningModule):
                 torch.manual_seed(generator_for(seed, "lora/init").initial_seed())
                 matches = inject_lora(self.backbone, lora)
             log.info("LoRA rank %d, alpha %g:\n%s", lora.rank, lora.alpha, format_matches(matches))
+        self.last_step: tuple[Tensor, Tensor] | None = None  # sigma, errors (B, F) of the last pass
+        self._loss_of_step = 0.0
+        self._heldout: dict[str, Tensor] = {}  # name -> (sum of losses, number of clips)
 
     def on_fit_start(self) -> None:
         self.backbone.train()
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         clean = batch.latents  # (B, C, F, h, w)
-        sigma, noise, text = self._draw(batch)
+        sigma, noise, text = self.draw(batch, self.global_step)
         noisy = self.flow.add_noise(clean, noise, sigma)
-        velocity = self.backbone(noisy, sigma, text)
-        loss = self.flow.loss(velocity, clean, noise, sigma)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(clean))
+        with self._autocast():
+            velocity = self.backbone(noisy, sigma, text)
+        errors = self.flow.frame_errors(velocity, clean, noise)
+        loss = self.flow.mean_loss(errors, sigma)
+        self.last_step = sigma, errors.detach()
+        self._log_loss(loss.detach(), batch_idx)
         return loss
 
-    def _draw(self, batch: LatentBatch) -> tuple[Tensor, Tensor, Text]:
+    def _autocast(self):
+        """Here and not in the trainer, because DeepSpeed switches the trainer's off."""
+        lowered = self.trainer.precision == "bf16-mixed"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=lowered)
+
+    def _log_loss(self, loss: Tensor, batch_idx: int) -> None:
+        """The mean over the passes of a step, once it is complete, and over processes."""
+        passes = self.trainer.accumulate_grad_batches
+        self._loss_of_step = self._loss_of_step + loss / passes
+        if (batch_idx + 1) % passes == 0:
+            self.log("train/loss", self._loss_of_step, prog_bar=True, batch_size=1, sync_dist=True)
+            self._loss_of_step = 0.0
+
+    def draw(self, batch: LatentBatch, step: int) -> tuple[Tensor, Tensor, Text]:
         """Per-sample counted draws: sigma (B, F), noise like the latents, text with dropout."""
-        clean, step = batch.latents, self.global_step
+        clean = batch.latents
         sigmas, noises, dropped = [], [], []
         for index in batch.index.tolist():
             generator = generator_for(self.seed, "train/draw", step, index)
@@ -80,11 +103,24 @@ class VTAModule(L.LightningModule):
         text = Text(batch.text.embedding, batch.text.mask & keep)
         return torch.cat(sigmas).to(clean.device), torch.stack(noises).to(clean.device), text
 
+    def on_validation_epoch_start(self) -> None:
+        self._heldout = {}
+
     def validation_step(self, batch: LatentBatch, batch_idx: int) -> None:
         """Held-out loss per noise level, for shared timesteps and with frame 0 given clean."""
+        loader = self.trainer.val_dataloaders
+        repeat = loader.batch_sampler.is_repeat(batch_idx) if loader is not None else False
+        clips = 0 if repeat else len(batch.latents)  # a repeat is computed, not counted
         for name, sigma, loss in self.heldout_losses(batch):
-            self.log(f"heldout/{name}@{sigma}", loss, batch_size=len(batch.latents))
-            self.log(f"heldout/{name}", loss, batch_size=len(batch.latents), prog_bar=True)
+            for key in (f"heldout/{name}@{sigma}", f"heldout/{name}"):
+                pair = torch.stack([loss.double() * clips, loss.new_tensor(clips).double()])
+                self._heldout[key] = self._heldout.get(key, 0) + pair
+
+    def on_validation_epoch_end(self) -> None:
+        for key, pair in self._heldout.items():
+            total, count = sum_over_ranks(pair).tolist()
+            short = "@" not in key
+            self.log(key, total / count, prog_bar=short, batch_size=1)
 
     @torch.no_grad()
     def heldout_losses(self, batch: LatentBatch) -> Iterator[tuple[str, float, Tensor]]:
@@ -104,42 +140,61 @@ class VTAModule(L.LightningModule):
             given[:, 0] = 0.0
             for name, sigma in (("shared", shared), ("first_clean", given)):
                 noisy = self.flow.add_noise(clean, noise, sigma)
-                velocity = self.backbone(noisy, sigma, batch.text)
+                with self._autocast():
+                    velocity = self.backbone(noisy, sigma, batch.text)
                 yield name, level, self.flow.loss(velocity, clean, noise, sigma)
 
     def export(self, folder: Path, recipe: Mapping) -> Path:
         """Write `lora.safetensors`, or `model.safetensors` when all weights train: bfloat16,
-        but for what the model keeps in float32."""
-        if self.lora is not None:
-            return self._export_lora(folder / "lora.safetensors", recipe)
+        but for what the model keeps in float32. Every process calls it, the first one writes.
+
+        WeightsError (the file stays) if the LoRA that was written is no good.
+        """
+        path = folder / ("model.safetensors" if self.lora is None else "lora.safetensors")
+        with whole(self.trainable().values()):
+            if self.global_rank == 0 and self.lora is None:
+                self._write_model(path, recipe)
+            elif self.global_rank == 0:
+                adapter = adapter_of(self.backbone, recipe=recipe, expert=self.model.expert)
+                trained = tuple(self.timesteps.sigma_range)
+                write_lora(replace(adapter, noise_range=trained), path)
+        if self.global_rank == 0 and self.lora is not None:
+            self._examine(path)
+        return path
+
+    def _write_model(self, path: Path, recipe: Mapping) -> None:
         keep = getattr(self.backbone, "keep_float32", ())
         weights = {
             key: value.float() if any(part in key for part in keep) else value.bfloat16()
             for key, value in self.backbone.state_dict().items()
         }
         metadata = {"pusa.format": "model", "recipe": json.dumps(dict(recipe), default=str)}
-        return write_tensors(folder / "model.safetensors", weights, metadata)
+        write_tensors(path, weights, metadata)
 
-    def _export_lora(self, path: Path, recipe: Mapping) -> Path:
-        """Write the LoRA, then examine the file: WeightsError (the file stays) if it is no good."""
-        adapter = adapter_of(self.backbone, recipe=recipe, expert=self.model.expert)
-        write_lora(adapter, path)
-        found = diagnose_saved(path, self.backbone)
+    def _examine(self, path: Path) -> None:
+        """Weights that are divided over processes are not run once more, but read from the file."""
+        if is_divided(self.backbone):
+            found = diagnose(
+                path, self.model.weights_path(self.model.expert), self.model.expert, forward=False
+            )
+        else:
+            found = diagnose_saved(path, self.backbone)
         write_json(path.with_suffix(".doctor.json"), found.to_json())
         log.info("%s", found.text())
         if not found.ok:
             raise WeightsError(f"{path}: {found.errors[0]} (see {path.stem}.doctor.json).")
-        return path
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """Trainable tensors by name: the adapter, or all of the backbone."""
-        return {name: p.detach() for name, p in self.named_parameters() if p.requires_grad}
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Trainable parameters by name: the adapter, or all of the backbone."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        checkpoint["state_dict"] = self.trainable_state()
+        checkpoint["state_dict"] = {name: p.detach() for name, p in self.trainable().items()}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        missing = self.trainable_state().keys() ^ checkpoint["state_dict"].keys()
+        if "state_dict" not in checkpoint:  # DeepSpeed's engine has loaded it, and compared names
+            return
+        missing = self.trainable().keys() ^ checkpoint["state_dict"].keys()
         if missing:
             raise ValueError(
                 f"the checkpoint and this run train different tensors (such as {min(missing)}); "
@@ -147,7 +202,7 @@ class VTAModule(L.LightningModule):
             )
 
     def configure_optimizers(self):
-        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self.make_optimizer(list(self.trainable().values()))
         if self.make_schedule is None:
             return optimizer
         schedule = self.make_schedule(optimizer)

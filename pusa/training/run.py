@@ -4,24 +4,37 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pusa.atomic import write_json
-from pusa.training.callbacks import LAST, Checkpoints
+from pusa.training.checkpoints import (
+    FOLDER,
+    STATE,
+    Checkpoints,
+    Saved,
+    check_room,
+    newest_sound,
+    read_saved,
+    requeue,
+)
+from pusa.training.strategy import ZeRO
 
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 RESULTS = ("lora.safetensors", "model.safetensors", "vae")
+WRITTEN = (CONFIG, FOLDER, "metrics", "samples", "wandb", "wandb_run", "bad_steps", "ema",
+           "loss_map.json", "environment.json", "lora.doctor.json", *RESULTS)  # fmt: skip
 
 
 @dataclass
 class RunFolder:
-    """`outputs/<name>`: config.json, last.ckpt, metrics/, samples/, and the result."""
+    """`outputs/<name>`: config.json, checkpoints/, metrics/, samples/, and the result."""
 
     path: Path
 
@@ -38,35 +51,50 @@ class RunFolder:
 
     def open(
         self, recipe: Mapping, resume: str | None, overwrite: bool,
-        differences: Callable[[dict, dict], list[str]],
-    ) -> Path | None:  # fmt: skip
+        differences: Callable[[dict, dict], list[str]], allowed: Sequence[str] = (),
+    ) -> Saved | None:  # fmt: skip
         """Claim the folder and return the checkpoint to go on from, if any.
 
-        ValueError if the folder holds a run of another recipe, or a checkpoint is not there.
+        resume: "auto", "never", or a checkpoint's folder. allowed: keys of the configuration that
+        may differ from the run that is there. ValueError if it holds a run of another recipe, or a
+        checkpoint is not there or damaged.
         """
         if resume not in (None, "auto", "never"):
-            if not Path(resume).is_file():
-                raise ValueError(
-                    f"{resume}: no such checkpoint (resume); use auto or a .ckpt file."
-                )
+            saved = _named(Path(resume))
+            self._compare(saved.folder.parent.parent, recipe, differences, allowed)
             self._claim(recipe)
-            return Path(resume)
+            return saved
         if overwrite:
             self._clear()
-        last = self.path / LAST
-        has_work = last.is_file() or self.result() is not None
-        old = self._recipe() if has_work else None
-        if old is not None and (changed := differences(old, _plain(recipe))):
-            shown = "\n  ".join(changed[:8] + (["..."] if len(changed) > 8 else []))
-            raise ValueError(
-                f"{self.path} holds a run with other settings:\n  {shown}\n"
-                "Choose another name=, set overwrite=true, or give the old settings to go on."
-            )
+        if (self.path / FOLDER).is_dir() or self.result() is not None:
+            self._compare(self.path, recipe, differences, allowed)
+        saved = newest_sound(self.path) if resume == "auto" else None
         self._claim(recipe)
-        if resume == "auto" and last.is_file():
-            log.info("going on from %s", last)
-            return last
-        return None
+        if saved is not None:
+            log.info("going on from %s", saved.folder)
+        return saved
+
+    def _compare(
+        self, run: Path, recipe: Mapping, differences: Callable[[dict, dict], list[str]],
+        allowed: Sequence[str],
+    ) -> None:  # fmt: skip
+        """ValueError that shows what differs from a run's settings and is not allowed to."""
+        old = RunFolder(run)._recipe()
+        if old is None:
+            return
+        changed = differences(old, _plain(recipe))
+        fine = [line for line in changed if _is_allowed(line.split(":")[0], allowed)]
+        for line in fine:
+            log.warning("goes on with a changed setting: %s", line)
+        refused = [line for line in changed if line not in fine]
+        if refused:
+            shown = "\n  ".join(refused[:8] + (["..."] if len(refused) > 8 else []))
+            keys = ",".join(line.split(":")[0] for line in refused[:3])
+            raise ValueError(
+                f"{run} holds a run with other settings:\n  {shown}\nChoose another name=, set "
+                "overwrite=true, give the old settings to go on, or allow the change key by key: "
+                f"'allow=[{keys}]'."
+            )
 
     def _claim(self, recipe: Mapping) -> None:
         """A result that is there belongs to what was trained before: it goes."""
@@ -80,12 +108,30 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what a run writes, and nothing else that a user may have put there."""
-        for name in (CONFIG, LAST, "metrics", "samples", "wandb", *RESULTS):
+        for name in WRITTEN:
             target = self.path / name
             if target.is_dir():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
+
+
+def _named(path: Path) -> Saved:
+    """The checkpoint that a user names, by its folder or its state."""
+    folder = path.parent if path.name == STATE else path
+    if not (folder / STATE).exists():
+        raise ValueError(
+            f"{path}: no such checkpoint (resume); use auto, never, or a folder like "
+            f"outputs/NAME/{FOLDER}/step_00000100."
+        )
+    saved = read_saved(folder)
+    if fault := saved.fault():
+        raise ValueError(f"{path}: the checkpoint is damaged: {fault}; choose another.")
+    return saved
+
+
+def _is_allowed(key: str, allowed: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in allowed)
 
 
 def _plain(recipe: Mapping) -> dict:
@@ -98,21 +144,48 @@ def fit(
     data: L.LightningDataModule,
     trainer: L.Trainer,
     folder: RunFolder,
-    checkpoint: Path | None,
+    saved: Saved | None,
 ) -> None:
     """Train to the end, or to a signal: then exit code 130 and a checkpoint to go on from."""
     if trainer.accumulate_grad_batches != 1:
         raise ValueError(
-            "trainer.accumulate_grad_batches must be 1 for now: the order of samples is counted in "
-            "steps; raise batch_size instead."
+            "trainer.accumulate_grad_batches follows from batch_size, micro_batch and the number "
+            "of processes; set micro_batch."
         )
+    data.trainer = trainer  # it divides a step over the trainer's processes
+    trainer.accumulate_grad_batches = getattr(data, "num_passes", 1)
+    saver = next((c for c in _callbacks(trainer) if isinstance(c, Checkpoints)), None)
+    if saver is not None and trainer.is_global_zero:
+        size = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        check_room(folder.path, size, saver.num_kept)
+    if saved is not None:
+        _check_layout(saved, trainer)
+    state = None if saved is None else saved.state
     try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        callbacks: list[L.Callback] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
-        interrupted = any(isinstance(c, Checkpoints) and c.interrupted for c in callbacks)
-        stopped = interrupted and folder.result() is None
+        trainer.fit(module, datamodule=data, ckpt_path=state, weights_only=True)
+        signalled = 0 if saver is None else saver.interrupted
+        signalled = signalled if trainer.global_step < trainer.max_steps else 0
     except SIGTERMException:  # Lightning's own handler came first
-        stopped = True
-    if stopped:
+        signalled = 1
+    if signalled:
         log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
+        if signalled == 2 and trainer.is_global_zero:
+            requeue()
         sys.exit(130)
+
+
+def _callbacks(trainer: Any) -> list[L.Callback]:
+    return trainer.callbacks
+
+
+def _check_layout(saved: Saved, trainer: L.Trainer) -> None:
+    """ValueError for a checkpoint that this strategy cannot read."""
+    divided = isinstance(trainer.strategy, ZeRO)
+    if saved.state.is_dir() != divided:
+        wrote = "a ZeRO strategy" if saved.state.is_dir() else "strategy=single or ddp"
+        raise ValueError(f"{saved.folder}: was written by {wrote}; go on with one of those.")
+    if divided and saved.processes != trainer.world_size:
+        raise ValueError(
+            f"{saved.folder}: ZeRO divided it over {saved.processes} processes, there are "
+            f"{trainer.world_size}; go on with as many (trainer.devices, trainer.num_nodes)."
+        )

@@ -54,14 +54,16 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class Adapter(Mapping[str, Target]):
-    """A LoRA: module -> Target. expert: "high" or "low" where the file says so; recipe: what made
-    it, if it was ours; source and format tell where it came from."""
+    """A LoRA: module -> Target. expert: "high" or "low" where the file says so; noise_range: the
+    sigmas (lowest, highest) it was trained at, if it was ours, and recipe what made it; source and
+    format tell where it came from."""
 
     targets: Mapping[str, Target]
     expert: str | None = None
     recipe: Mapping = field(default_factory=dict)
     source: str = "memory"
     format: str = "memory"
+    noise_range: tuple[float, float] | None = None
 
     def __getitem__(self, module: str) -> Target:
         return self.targets[module]

@@ -77,6 +77,7 @@ def read_lora(path: str | Path, expert: str | None = None) -> Adapter:
         recipe=_recipe(tensors.metadata),
         source=str(path),
         format=_format_name(prefix, found, fused),
+        noise_range=_noise_range(tensors.metadata),
     )
 
 
@@ -84,6 +85,15 @@ def _expert(tensors: Tensors, prefix: str, asked: str | None) -> str | None:
     """What the file says: by holding both networks, by its prefix, or in our metadata."""
     both = all(any(k.startswith(p) for k in tensors) for p in ("transformer.", "transformer_2."))
     return asked if both else PREFIXES.get(prefix) or tensors.metadata.get("pusa.expert") or None
+
+
+def _noise_range(metadata: Mapping[str, str]) -> tuple[float, float] | None:
+    """The sigmas it was trained at, if the file says so."""
+    try:
+        low, high = json.loads(metadata.get("pusa.noise_range", ""))
+        return float(low), float(high)
+    except (ValueError, TypeError):
+        return None
 
 
 def _recipe(metadata: Mapping[str, str]) -> dict:

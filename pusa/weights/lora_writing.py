@@ -39,6 +39,8 @@ def write_lora(adapter: Adapter, path: str | Path, format: str = "comfy") -> Pat
     metadata = {"pusa.format": "lora", "recipe": json.dumps(dict(adapter.recipe), default=str)}
     if adapter.expert:
         metadata["pusa.expert"] = adapter.expert
+    if adapter.noise_range:
+        metadata["pusa.noise_range"] = json.dumps(adapter.noise_range)
     if format == "peft":
         return _write_peft(adapter, path, metadata)
     tensors = _WRITERS[format](adapter, path)

@@ -54,11 +54,26 @@ def test_ranks_see_together_what_one_process_sees(buckets, batch_size, ranks, st
     count, size = len(buckets), batch_size * ranks
     whole = list(CountedBatches(count, size, 3, start, 10, buckets=given))
     parts = [
-        list(CountedBatches(count, batch_size, 3, start, 10, rank, ranks, given))
-        for rank in range(ranks)
+        list(CountedBatches(count, size, 3, start, 10, rank, ranks, given)) for rank in range(ranks)
     ]
     together = [[i for batch in step for i in batch] for step in zip(*parts, strict=True)]
     assert together == whole
+
+
+@given(BUCKETS, st.integers(1, 3), st.integers(1, 3), st.integers(1, 3))
+def test_passes_divide_a_ranks_part_of_a_step(buckets, pass_size, passes, ranks):
+    size = pass_size * passes * ranks
+    for rank in range(ranks):
+        common = (len(buckets), size, 3, 2, 7, rank, ranks, buckets)
+        whole, parts = CountedBatches(*common), CountedBatches(*common, pass_size)
+        flat = list(parts)
+        assert len(flat) == 5 * passes
+        assert len(parts) == 7 * passes
+        steps = [
+            [i for part in flat[start : start + passes] for i in part]
+            for start in range(0, len(flat), passes)
+        ]
+        assert steps == list(whole)
 
 
 def test_epochs_and_seeds_are_shuffled_differently():
@@ -78,6 +93,10 @@ def test_bad_settings_are_named():
         CountedBatches(1, 0, 0)
     with pytest.raises(ValueError, match="2 buckets for 3 samples"):
         CountedBatches(3, 1, 0, buckets=[0, 1])
+    with pytest.raises(ValueError, match="batch_size=8 clips a step do not divide over 3 proc"):
+        CountedBatches(3, 8, 0, world_size=3)
+    with pytest.raises(ValueError, match="micro_batch=3 does not divide the 4 clips"):
+        CountedBatches(3, 8, 0, world_size=2, pass_size=3)
 
 
 @given(BUCKETS, st.integers(1, 5))
@@ -87,6 +106,20 @@ def test_heldout_batches_hold_every_sample_once(buckets, batch_size):
     assert all(len({buckets[i] for i in batch}) == 1 for batch in batches)
     assert max(map(len, batches)) <= batch_size
     assert len(OneShapeBatches(buckets, batch_size)) == len(batches)
+
+
+@given(BUCKETS, st.integers(1, 5), st.integers(1, 4))
+def test_ranks_share_heldout_batches_evenly_and_know_the_repeats(buckets, batch_size, ranks):
+    orders = [OneShapeBatches(buckets, batch_size, rank, ranks) for rank in range(ranks)]
+    assert len({len(order) for order in orders}) == 1
+    seen = [
+        i
+        for order in orders
+        for number, batch in enumerate(order)
+        if not order.is_repeat(number)
+        for i in batch
+    ]
+    assert sorted(seen) == list(range(len(buckets)))
 
 
 def make_module(folder, **options) -> LatentDataModule:
@@ -145,7 +178,7 @@ def test_a_resume_with_other_samples_per_step_is_refused(tmp_path):
     module = make_module(tmp_path, batch_size=4)
     state = module.state_dict()
     other = make_module(tmp_path, batch_size=2)
-    with pytest.raises(ValueError, match=r"4 samples a step, this has 2 on 1 processes = 2"):
+    with pytest.raises(ValueError, match=r"4 samples a step, this has 2; set batch_size=4"):
         other.load_state_dict(state)
     other.load_state_dict({"step": 5})  # of an older version
     assert other.start_step == 5

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ import train
 from pusa.data.latents import collate
 from pusa.entry import build
 from pusa.models.vae import load_vae
+from pusa.training.checkpoints import newest_sound
+from pusa.training.loggers import read_metrics
 from pusa.training.module import VTAModule
 from pusa.weights.files import read_metadata, read_tensors, write_tensors
 from tests.conftest import REPLICA
@@ -19,13 +22,8 @@ from tests.conftest import REPLICA
 
 def losses(cfg) -> list[float]:
     """train/loss of every logged step of a run, over all its resumptions."""
-    import csv
-    from pathlib import Path
-
-    rows = []
-    for path in sorted(Path(cfg.paths.run).glob("metrics/version_*/metrics.csv")):
-        rows += [r for r in csv.DictReader(path.open()) if r.get("train/loss")]
-    return [float(row["train/loss"]) for row in rows]
+    rows = read_metrics(Path(cfg.paths.run) / "metrics" / "metrics.csv")
+    return [float(row["train/loss"]) for row in rows if "train/loss" in row]
 
 
 def run(cfg) -> None:
@@ -37,8 +35,6 @@ def run(cfg) -> None:
 def test_a_run_leaves_lora_recipe_metrics_and_grid(small_run):
     cfg = small_run("tiny_vta", "lora.rank=4", "callbacks.grid.every=4")
     train.train(cfg)
-    from pathlib import Path
-
     folder = Path(cfg.paths.run)
     tensors = read_tensors(folder / "lora.safetensors")
     assert any(tensor.any() for key, tensor in tensors.items() if "lora_B" in key)
@@ -47,7 +43,8 @@ def test_a_run_leaves_lora_recipe_metrics_and_grid(small_run):
     assert recipe["config"]["lora"]["rank"] == 4
     assert recipe["config"]["timesteps"]["p_async"] == 1.0
     assert (folder / "samples" / "step_000004.png").is_file()
-    header = (folder / "metrics" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert (folder / "samples" / "step_000004.mp4").is_file()
+    header = (folder / "metrics" / "metrics.csv").read_text().splitlines()[0]
     assert "heldout/shared@0.5" in header
     assert "heldout/first_clean@0.9" in header
     assert not list(folder.rglob("*.partial"))
@@ -95,8 +92,8 @@ def test_the_draws_of_a_sample_do_not_depend_on_its_batch(small_run):
     cfg = small_run("tiny_vta", "lora.rank=4")
     train.train(cfg)  # makes the cache
     module, data = build(cfg.module), build(cfg.data.batches)
-    alone = module._draw(collate([data.train_set[3]]))
-    together = module._draw(collate([data.train_set[i] for i in (5, 3, 1)]))
+    alone = module.draw(collate([data.train_set[3]]), 7)
+    together = module.draw(collate([data.train_set[i] for i in (5, 3, 1)]), 7)
     assert torch.equal(alone[0][0], together[0][1])
     assert torch.equal(alone[1][0], together[1][1])
 
@@ -104,7 +101,8 @@ def test_the_draws_of_a_sample_do_not_depend_on_its_batch(small_run):
 def test_only_trainable_tensors_are_checkpointed(small_run):
     cfg = small_run("tiny_vta", "lora.rank=4")
     run(cfg)
-    checkpoint = torch.load(f"{cfg.paths.run}/last.ckpt", weights_only=False)
+    saved = newest_sound(Path(cfg.paths.run))
+    checkpoint = torch.load(saved.state, weights_only=False)
     assert checkpoint["state_dict"]
     assert all(".lora_" in key for key in checkpoint["state_dict"])
 
@@ -122,7 +120,7 @@ def test_caption_dropout_empties_the_text(small_run):
     cfg = small_run("tiny_vta", "lora.rank=4", "module.caption_dropout=1.0")
     train.train(cfg)
     module, data = build(cfg.module), build(cfg.data.batches)
-    text = module._draw(collate([data.train_set[i] for i in range(4)]))[2]
+    text = module.draw(collate([data.train_set[i] for i in range(4)]), 0)[2]
     assert not text.mask.any()
 
 
@@ -153,9 +151,21 @@ def test_a_changed_base_is_another_run(small_run, tmp_path):
         run(small_run("tiny_vta", "lora.rank=4", f"model.weights={weights}"))
 
 
-def test_accumulation_is_refused_and_clips_need_manifests(small_run):
-    with pytest.raises(ValueError, match="raise batch_size instead"):
-        run(small_run("tiny_vta", "lora.rank=4", "trainer.accumulate_grad_batches=2"))
+def test_passes_of_a_step_give_the_losses_of_one_pass(small_run):
+    with pytest.raises(ValueError, match="set micro_batch"):
+        run(small_run("tiny_vta", "lora.rank=4", "+trainer.accumulate_grad_batches=2"))
+    whole = small_run("tiny_vta", "lora.rank=4", "timesteps=first_frame_clean")
+    run(whole)
+    parts = small_run("tiny_vta", "lora.rank=4", "timesteps=first_frame_clean", "name=parts",
+                      "micro_batch=1")  # fmt: skip
+    run(parts)
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    assert len(losses(parts)) == 4
+    with pytest.raises(ValueError, match="micro_batch=3 does not divide the 4 clips"):
+        run(small_run("tiny_vta", "lora.rank=4", "name=odd", "micro_batch=3"))
+
+
+def test_clips_need_manifests(small_run):
     with pytest.raises(InstantiationException) as error:
         run(small_run("tiny_vta", "data=clips", "name=clips"))
     assert "has no manifest" in str(error.value.__cause__)

@@ -1,0 +1,130 @@
+"""What processes that were started together must know before Lightning connects them.
+
+The first of them decides (which checkpoint, which data) and does the work that is done once,
+however long that takes; the others wait for its answer. Nothing of the data goes this way.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from datetime import timedelta
+
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
+
+log = logging.getLogger(__name__)
+PATIENCE = timedelta(days=7)  # encoding a data set may take long
+ANSWER = "PUSA_ANSWER"  # how a process tells those that it starts itself
+PORT_STEP = 5000  # away from the port that torch.distributed will use
+_open: list[dist.TCPStore] = []  # the first process serves its answer until it ends
+
+
+def environment() -> ClusterEnvironment:
+    """Who started this process: SLURM's srun, torchrun, or nobody (or Lightning itself)."""
+    if SLURMEnvironment.detect():
+        return SLURMEnvironment(auto_requeue=False)  # Checkpoints saves and requeues
+    if TorchElasticEnvironment.detect():
+        return TorchElasticEnvironment()
+    return LightningEnvironment()
+
+
+def is_first() -> bool:
+    """Whether this is the process that decides and writes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank() == 0
+    found = environment()
+    if isinstance(found, LightningEnvironment):
+        return found.node_rank() == 0 and found.local_rank() == 0
+    return found.global_rank() == 0
+
+
+def first_decides(decide: Callable[[], dict], num_nodes: int = 1) -> dict:
+    """The first process's answer, a dict of plain values, on every process.
+
+    decide: runs on the first process only. If it fails there, the others raise ValueError.
+    num_nodes: of the run, which several nodes started by hand must know.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return _ask_group(decide)
+    found = environment()
+    own_children = isinstance(found, LightningEnvironment)
+    told_by, _, told = os.environ.get(ANSWER, "").partition(" ")
+    if own_children and told and told_by != str(os.getpid()):
+        return _unpacked(told)
+    alone = own_children and num_nodes == 1
+    store = None if alone else _connect(found)
+    if store is not None and not is_first():
+        log.info("waiting for the first process ...")
+        answer = _waited(store)
+    else:
+        answer = _decided(decide, store)
+    if own_children:
+        os.environ[ANSWER] = f"{os.getpid()} {answer}"  # for those that Lightning starts from here
+    return _unpacked(answer)
+
+
+def _decided(decide: Callable[[], dict], store: dist.TCPStore | None) -> str:
+    try:
+        answer = json.dumps({"answer": decide()})
+    except BaseException as error:
+        if store is not None:
+            store.set(_key(), json.dumps({"failed": f"{type(error).__name__}: {error}"}))
+        raise
+    if store is not None:
+        store.set(_key(), answer)
+    return answer
+
+
+def _unpacked(answer: str) -> dict:
+    found = json.loads(answer)
+    if "failed" in found:
+        raise ValueError(f"the first process stopped ({found['failed']}).")
+    return found["answer"]
+
+
+def _ask_group(decide: Callable[[], dict]) -> dict:
+    box: list = [None]
+    if dist.get_rank() == 0:
+        try:
+            box = [{"answer": decide()}]
+        except BaseException as error:
+            dist.broadcast_object_list([{"failed": f"{type(error).__name__}: {error}"}])
+            raise
+    dist.broadcast_object_list(box)
+    return _unpacked(json.dumps(box[0]))
+
+
+def _connect(found: ClusterEnvironment) -> dist.TCPStore:
+    """A place to meet: torchrun's own store, or one that the first process serves."""
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    port = found.main_port if served else (found.main_port + PORT_STEP - 1024) % 64000 + 1024
+    host = is_first() and not served
+    store = dist.TCPStore(
+        found.main_address, port, is_master=host, timeout=PATIENCE, wait_for_workers=False
+    )
+    _open.append(store)
+    return store
+
+
+def _waited(store: dist.TCPStore) -> str:
+    try:
+        return store.get(_key()).decode()
+    except RuntimeError as error:
+        raise ValueError(f"the first process ended before it answered ({error}).") from error
+
+
+def _key() -> str:
+    """Another one for each start under the same store (torchrun starts workers again)."""
+    return f"pusa/answer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+
+
+def plugins() -> list[ClusterEnvironment]:
+    """What the trainer must be told of who started this process."""
+    found = environment()
+    return [found] if isinstance(found, SLURMEnvironment) else []

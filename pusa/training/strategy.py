@@ -1,0 +1,178 @@
+"""Over how many processes a run is spread, and what of it each of them holds.
+
+Names are those of configs/strategy. One process and DDP are Lightning's own; here is DeepSpeed's
+ZeRO with two departures: it also runs on CPUs (tests, laptops), and the engine casts nothing, so
+that the frozen base keeps its dtype, the time path and the LoRA stay float32, and autocast does the
+rest.
+"""
+
+import argparse
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor, nn
+
+PRECISIONS = ("32-true", "bf16-mixed")
+BUCKET = 200_000_000  # elements of one communication; small enough for 16-bit and 80 GB alike
+WAIT = timedelta(hours=2)  # for the slowest process, which may be writing a checkpoint
+
+
+class Untouched(DeepSpeedPrecision):
+    """Leaves modules and batches as they are: the model says what runs in which precision."""
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+    def tensor_init_context(self):
+        return nullcontext()
+
+    def module_init_context(self):
+        return nullcontext()
+
+
+class ZeRO(DeepSpeedStrategy):
+    """DeepSpeed's ZeRO, stage 1 (optimizer state is divided over processes), 2 (gradients, too) or
+    3 (the weights as well, the frozen ones included).
+
+    offload_optimizer: its state and step live in host memory; offload_params (stage 3): the weights
+    wait there. Checkpoints hold trainable tensors only. A step whose gradients are not finite is
+    skipped by every process alike. trainer.precision is 32-true or bf16-mixed, else ValueError.
+    """
+
+    def __init__(
+        self, stage: int, offload_optimizer: bool = False, offload_params: bool = False, **more: Any
+    ):
+        if stage not in (1, 2, 3):
+            raise ValueError(f"strategy: ZeRO has stages 1, 2 and 3, not {stage}.")
+        if offload_params and stage != 3:
+            raise ValueError("strategy: only ZeRO stage 3 can offload parameters.")
+        super().__init__(
+            stage=stage,
+            offload_optimizer=offload_optimizer,
+            offload_parameters=offload_params,
+            pin_memory=torch.cuda.is_available() and (offload_optimizer or offload_params),
+            allgather_bucket_size=BUCKET,
+            reduce_bucket_size=BUCKET,
+            exclude_frozen_parameters=True,
+            timeout=WAIT,
+            process_group_backend=None if torch.cuda.is_available() else "gloo",
+            **more,
+        )
+        self.stage, self.offload_optimizer = stage, offload_optimizer
+        assert isinstance(self.config, dict)
+        # torch's fused AdamW steps on the host; DeepSpeed's own would be compiled there first.
+        self.config["zero_force_ds_cpu_optimizer"] = False
+
+    @property
+    def precision_plugin(self) -> DeepSpeedPrecision:
+        chosen = super().precision_plugin
+        if type(chosen) is DeepSpeedPrecision:  # the trainer's choice, by trainer.precision
+            if chosen.precision not in PRECISIONS:
+                raise ValueError(
+                    f"trainer.precision={chosen.precision} is not for ZeRO; use one of "
+                    f"{', '.join(PRECISIONS)} (model.dtype is the dtype of the frozen weights)."
+                )
+            self._precision_plugin = chosen = Untouched(chosen.precision)
+        return chosen  # pyright: ignore[reportReturnType]
+
+    @precision_plugin.setter
+    def precision_plugin(self, plugin) -> None:
+        self._precision_plugin = plugin
+
+    def setup_environment(self) -> None:
+        DDPStrategy.setup_environment(self)  # Lightning's own refuses CPUs here
+
+    def setup_distributed(self) -> None:
+        if not isinstance(self.accelerator, CPUAccelerator):
+            return super().setup_distributed()
+        reset_seed()
+        self.set_world_ranks()
+        return self._init_deepspeed_distributed()
+
+    def _format_config(self) -> None:
+        self._format_batch_size_and_grad_accum_config()  # and no section for precision
+
+    def _setup_model_and_optimizer(self, model, optimizer, lr_scheduler=None):
+        import deepspeed
+
+        if self.offload_optimizer and isinstance(optimizer, torch.optim.AdamW):
+            for group in optimizer.param_groups:
+                group["fused"] = True
+        place = self.local_rank if self.root_device.index is None else self.root_device.index
+        engine, wrapped, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=place),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        wrapped.check_grad_overflow = True  # which DeepSpeed offers for 16 bits only
+        return engine, wrapped
+
+
+@contextmanager
+def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Inside the block, parameters that ZeRO-3 keeps in shards are whole on every process."""
+    divided = [p for p in parameters if hasattr(p, "ds_id")]
+    if not divided:
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(divided):
+        yield
+
+
+def own_part(parameter: nn.Parameter) -> Tensor:
+    """What this process holds of a parameter: its shard under ZeRO-3, else all of it."""
+    return getattr(parameter, "ds_tensor", parameter)
+
+
+class DDP(DDPStrategy):
+    """Data parallelism with the waiting time of this project; gloo on CPUs."""
+
+    def __init__(self, **more: Any):
+        super().__init__(
+            timeout=WAIT,
+            process_group_backend=None if torch.cuda.is_available() else "gloo",
+            gradient_as_bucket_view=True,
+            **more,
+        )
+
+
+def is_divided(module: nn.Module) -> bool:
+    """Whether ZeRO-3 keeps the module's weights in shards."""
+    return any(hasattr(p, "ds_id") for p in module.parameters())
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of every process's values; the values themselves where there is one process."""
+    return _reduced(values, dist.ReduceOp.SUM)
+
+
+def max_over_ranks(values: Tensor) -> Tensor:
+    """The largest of every process's values, elementwise."""
+    return _reduced(values, dist.ReduceOp.MAX)
+
+
+def _reduced(values: Tensor, how) -> Tensor:
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return values
+    if torch.cuda.is_available():
+        values = values.cuda()
+    values = values.clone()
+    dist.all_reduce(values, how)
+    return values
