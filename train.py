@@ -57,6 +57,8 @@ def train_one(cfg: DictConfig) -> None:
         return
     recipe, folder = answer["recipe"], Path(cfg.paths.run)
     saved = read_saved(Path(answer["checkpoint"])) if answer["checkpoint"] else None
+    if answer["weights"] is not None:
+        cfg.model.weights = answer["weights"]
     L.seed_everything(cfg.seed, workers=True, verbose=False)  # for what libraries draw
     callbacks = [entry.build(node) for node in cfg.callbacks.values() if node is not None]
     loggers = build_loggers(
@@ -87,11 +89,16 @@ def decide(cfg: DictConfig) -> dict:
     )
     sources = [entry.build(node) for node in (cfg.data.train, cfg.data.heldout) if node is not None]
     indices = prepare(sources, cfg.paths.cache, model, settings, entry.progress_bars)
+    weights = None
+    if cfg.trainer.get("devices", 1) != 1:  # several processes of a machine map one copy
+        dtype = None if cfg.lora is not None else "float32"
+        weights = model.ready_weights(Path(cfg.paths.cache) / "weights", dtype)
     return {
         "finished": False,
         "recipe": recipe,
         "checkpoint": str(saved.folder) if saved else None,
         "indices": indices,
+        "weights": weights,
     }
 
 

@@ -20,6 +20,7 @@ from pusa.rng import generator_for
 from pusa.types import LatentSpec
 from pusa.weights.files import EXPERT_FOLDERS, WeightsError, expert_of, load_weights
 from pusa.weights.lora import load_lora
+from pusa.weights.ready import ready_copy
 
 log = logging.getLogger(__name__)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -183,6 +184,17 @@ class Model:
             for path in (*weights, self.vae, self.text_encoder)
             if path and Path(path).is_relative_to(self.folder or "") and not Path(path).exists()
         ]
+
+    def ready_weights(self, folder: str | Path, dtype: str | None = None) -> str | None:
+        """A checkpoint of its one network that processes can map as it is, made in `folder` if the
+        model's own must be cast; None for a random start. dtype: by default the model's."""
+        path, dtype = self.weights_path(self.expert), dtype or self.dtype
+        if path is None:
+            return None
+        with torch.device("meta"):
+            keep = getattr(self.backbone(), "keep_float32", ())
+        target = Path(folder) / f"{fingerprint(path)}-{dtype}"
+        return str(ready_copy(path, target, PRECISIONS[dtype], keep))
 
     def build_backbone(self, seed: int = 0) -> nn.Module:
         """The network with its weights, frozen, in eval mode; a random start without weights.

@@ -58,18 +58,20 @@ class VTAModule(L.LightningModule):
                 torch.manual_seed(generator_for(seed, "lora/init").initial_seed())
                 matches = inject_lora(self.backbone, lora)
             log.info("LoRA rank %d, alpha %g:\n%s", lora.rank, lora.alpha, format_matches(matches))
+        self.precision = "32-true"
         self.last_step: tuple[Tensor, Tensor] | None = None  # sigma, errors (B, F) of the last pass
         self._loss_of_step = 0.0
         self._heldout: dict[str, Tensor] = {}  # name -> (sum of losses, number of clips)
 
     def on_fit_start(self) -> None:
         self.backbone.train()
+        self.precision = str(self.trainer.precision)
 
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         clean = batch.latents  # (B, C, F, h, w)
         sigma, noise, text = self.draw(batch, self.global_step)
         noisy = self.flow.add_noise(clean, noise, sigma)
-        with self._autocast():
+        with self.autocast():
             velocity = self.backbone(noisy, sigma, text)
         errors = self.flow.frame_errors(velocity, clean, noise)
         loss = self.flow.mean_loss(errors, sigma)
@@ -77,9 +79,9 @@ class VTAModule(L.LightningModule):
         self._log_loss(loss.detach(), batch_idx)
         return loss
 
-    def _autocast(self):
+    def autocast(self):
         """Here and not in the trainer, because DeepSpeed switches the trainer's off."""
-        lowered = self.trainer.precision == "bf16-mixed"
+        lowered = self.precision == "bf16-mixed"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=lowered)
 
     def _log_loss(self, loss: Tensor, batch_idx: int) -> None:
@@ -140,7 +142,7 @@ class VTAModule(L.LightningModule):
             given[:, 0] = 0.0
             for name, sigma in (("shared", shared), ("first_clean", given)):
                 noisy = self.flow.add_noise(clean, noise, sigma)
-                with self._autocast():
+                with self.autocast():
                     velocity = self.backbone(noisy, sigma, batch.text)
                 yield name, level, self.flow.loss(velocity, clean, noise, sigma)
 

@@ -167,17 +167,21 @@ def _check_format(tensors: Tensors, key: str) -> None:
 
 
 class Cast(Changed):
-    """Floating tensors cast to a dtype as they are read."""
+    """Floating tensors cast to a dtype as they are read; to float32 where a part of `keep_float32`
+    is in the name."""
 
-    def __init__(self, base: Tensors, dtype: torch.dtype):
+    def __init__(self, base: Tensors, dtype: torch.dtype, keep_float32: tuple[str, ...] = ()):
         super().__init__(base)
-        self.dtype = dtype
+        self.dtype, self.keep_float32 = dtype, keep_float32
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._cast(self.base[key])
+        return self._cast(key, self.base[key])
 
     def spec(self, key: str) -> Tensor:
-        return self._cast(self.base.spec(key))
+        return self._cast(key, self.base.spec(key))
 
-    def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+    def _cast(self, key: str, tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        kept = any(part in key for part in self.keep_float32)
+        return tensor.to(torch.float32 if kept else self.dtype)
