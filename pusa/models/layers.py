@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pusa.types import Text
@@ -47,9 +48,49 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, :, None], x, 1 + scale[:, :, None])
 
 
+def add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+    """Residual sum with a branch that is gated by the modulation of its latent frame.
+
+    x, branch: (B, F, S, D), their dtypes may differ; gate: (B, F, D).
+    """
+    return torch.addcmul(x, branch, gate[:, :, None])
+
+
 def plain_layer_norm(x: Tensor, eps: float) -> Tensor:
     """LayerNorm without parameters over the last dimension, computed in float32."""
     return functional.layer_norm(x.float(), x.shape[-1:], eps=eps)
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    """RMS norm over the last dimension, times weight (D,) if there is one; computed in float32."""
+    weight = None if weight is None else weight.float()
+    if x.device.type == "cpu":
+        return _RMSNorm.apply(x.float(), weight, eps)
+    return functional.rms_norm(x.float(), x.shape[-1:], weight, eps)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """torch has a kernel for this on a GPU; on a CPU its chain of elementwise operations takes four
+    times as long as this one, forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, inverse)
+        out = x * inverse
+        return out if weight is None else out.mul_(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        x, weight, inverse = ctx.saved_tensors
+        of_weight = None
+        if ctx.needs_input_grad[1]:
+            of_weight = (gradient * x).mul_(inverse).flatten(0, -2).sum(0)
+        scaled = gradient.clone() if weight is None else gradient * weight
+        along = torch.linalg.vecdot(scaled, x)[..., None] * inverse.square() / x.shape[-1]
+        return scaled.addcmul_(x, along, value=-1).mul_(inverse), of_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -61,17 +102,17 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x.float(), x.shape[-1:], self.weight.float(), self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 @lru_cache(maxsize=16)
 def rope_table(
     grid: tuple[int, int, int], head_dim: int, device: torch.device, theta: float = 10000.0
-) -> tuple[Tensor, Tensor]:
-    """cos and sin (N, head_dim/2) for tokens in (f, h, w) order, w fastest; built in float64.
+) -> Tensor:
+    """cos + i sin (N, head_dim/2) for tokens in (f, h, w) order, w fastest; built in float64.
 
     The head's pairs are split over the axes as Wan does: height and width get head_dim//6 pairs
-    each, the frame axis the rest; every axis has its own frequency ladder. Returns float32.
+    each, the frame axis the rest; every axis has its own frequency ladder. Returns complex64.
     """
     with torch.inference_mode(False):  # the cached table serves training, too
         return _rope_table(grid, head_dim, device, theta)
@@ -79,7 +120,7 @@ def rope_table(
 
 def _rope_table(
     grid: tuple[int, int, int], head_dim: int, device: torch.device, theta: float
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     side = head_dim // 6
     angles = []
     for axis, pairs in enumerate((head_dim // 2 - 2 * side, side, side)):
@@ -90,14 +131,17 @@ def _rope_table(
         shape[axis] = grid[axis]
         angles.append(angle.view(shape).expand(*grid, pairs))
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+    return torch.complex(angle.cos().float(), angle.sin().float()).to(device)
 
 
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Apply rope to (B, N, heads, head_dim); neighbouring elements form a pair. Float32."""
-    cos, sin = (part[:, None] for part in table)
-    even, odd = x.float().unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2)
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Apply rope to (B, N, heads, head_dim); neighbouring elements form a pair. Float32.
+
+    table: complex (N, head_dim/2). One complex product: with cosines and sines apart it is six
+    passes over halves that are not contiguous.
+    """
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * table[:, None]).flatten(-2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -16,10 +16,12 @@ from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
     RMSNorm,
+    add_gated,
     check_inputs,
     masked_attention,
     modulate,
     plain_layer_norm,
+    rms_norm,
     rotate,
     sinusoid,
 )
@@ -38,19 +40,14 @@ def modulation(linear: nn.Linear, conditioning: Tensor) -> Tensor:
         return linear(functional.silu(conditioning).to(linear.weight.dtype)).float()
 
 
-def plain_rms_norm(x: Tensor) -> Tensor:
-    """RMS norm without parameters over the last dimension, computed in float32."""
-    return functional.rms_norm(x.float(), x.shape[-1:], eps=EPS)
-
-
 def scaled(x: Tensor, scale: Tensor) -> Tensor:
     """Normalized tokens (B, F, S, D) times 1 + their frame's scale (B, F, D), in x's dtype."""
-    return (plain_rms_norm(x) * (1 + scale[:, :, None])).to(x.dtype)
+    return (rms_norm(x, None, EPS) * (1 + scale[:, :, None])).to(x.dtype)
 
 
-def add_gated(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
+def add_normed(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """Residual sum with a branch that is normalized and gated by its frame's tanh(gate)."""
-    return (x + plain_rms_norm(branch) * gate.tanh()[:, :, None]).to(x.dtype)
+    return add_gated(x, rms_norm(branch, None, EPS), gate.tanh()).to(x.dtype)
 
 
 @lru_cache(maxsize=16)
@@ -79,7 +76,8 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         pictures = rearrange(latents.to(self.proj.weight.dtype), "b c f h w -> (b f) c h w")
-        return rearrange(self.proj(pictures), "(b f) d h w -> b f (h w) d", b=latents.shape[0])
+        tokens = rearrange(self.proj(pictures), "(b f) d h w -> b f (h w) d", b=latents.shape[0])
+        return tokens.contiguous()  # else every sum of the stream keeps the convolution's order
 
 
 class TimeEmbedding(nn.Module):
@@ -135,7 +133,7 @@ class JointAttention(nn.Module):
         self.proj_y = nn.Linear(dim, text_stream_dim) if update_text else None
 
     def forward(
-        self, x: Tensor, y: Tensor, rope: tuple[Tensor, Tensor], kept: Tensor | None
+        self, x: Tensor, y: Tensor, rope: Tensor, kept: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """x: (B, N, D); y: (B, L, D_text); kept: (B, N + L) keys that are no padding, or None."""
         q_x, k_x, v_x = self.qkv_x(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
@@ -148,7 +146,7 @@ class JointAttention(nn.Module):
         out_x, out_y = out.split([x.shape[1], y.shape[1]], dim=1)
         return self.proj_x(out_x), self.proj_y(out_y) if self.proj_y is not None else None
 
-    def _rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def _rotate(self, x: Tensor, rope: Tensor) -> Tensor:
         """Every head has angles of its own: for rope, the heads of a token are tokens."""
         return rotate(x.flatten(1, 2)[:, :, None], rope).view_as(x)
 
@@ -192,7 +190,7 @@ class Block(nn.Module):
         x: Tensor,
         y: Tensor,
         conditioning: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         kept: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """x: (B, F, S, D); y: (B, 1, L, D_text); conditioning: (B, F, D) float32.
@@ -205,12 +203,12 @@ class Block(nn.Module):
         visual_branch, text_branch = self.attn(
             scaled(x, scale).flatten(1, 2), scaled(y, text_scale)[:, 0], rope, kept
         )
-        x = add_gated(x, visual_branch.view_as(x), gate)
-        x = add_gated(x, self.mlp_x(scaled(x, mlp_scale)), mlp_gate)
+        x = add_normed(x, visual_branch.view_as(x), gate)
+        x = add_normed(x, self.mlp_x(scaled(x, mlp_scale)), mlp_gate)
         if self.mlp_y is not None:
             text_gate, text_mlp_scale, text_mlp_gate = text
-            y = add_gated(y, text_branch[:, None], text_gate)
-            y = add_gated(y, self.mlp_y(scaled(y, text_mlp_scale)), text_mlp_gate)
+            y = add_normed(y, text_branch[:, None], text_gate)
+            y = add_normed(y, self.mlp_y(scaled(y, text_mlp_scale)), text_mlp_gate)
         return x, y
 
 
@@ -313,8 +311,8 @@ class MochiDiT(nn.Module):
         embedding = text.embedding[:, :length].masked_fill(~mask[..., None], 0.0)
         return embedding.to(self.t5_yproj.weight.dtype), mask
 
-    def _rope(self, grid: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """cos and sin (N * heads, head_dim/2), tokens in (f, h, w) order, heads fastest; float32.
+    def _rope(self, grid: tuple[int, int, int]) -> Tensor:
+        """cos + i sin (N * heads, head_dim/2), tokens in (f, h, w) order, heads fastest; complex64.
 
         The angle of a pair is the sum over the axes of position times learned frequency.
         """
@@ -325,7 +323,7 @@ class MochiDiT(nn.Module):
             for position, frequency in zip(positions, frequencies, strict=True)
         )
         angle = (frames[:, None, None] + rows[:, None] + columns).flatten(0, 3)
-        return angle.cos(), angle.sin()
+        return torch.complex(angle.cos(), angle.sin())
 
     def reset_parameters(self) -> None:
         """A start for training from scratch; nothing happens on meta.

@@ -13,6 +13,7 @@ from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
     RMSNorm,
+    add_gated,
     attention,
     check_inputs,
     modulate,
@@ -48,7 +49,7 @@ class Attention(nn.Module):
 class SelfAttention(Attention):
     """Attention over all tokens of all frames, with rope."""
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """x: (B, N, D)."""
         q = rotate(self.heads(self.norm_q(self.q(x))), rope)
         k = rotate(self.heads(self.norm_k(self.k(x))), rope)
@@ -92,7 +93,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         modulation: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Tensor,
         context: Tensor,
         image: Tensor | None,
     ) -> Tensor:
@@ -103,11 +104,11 @@ class Block(nn.Module):
         )
         hidden = modulate(plain_layer_norm(x, self.eps), shift, scale).to(dtype)
         hidden = self.self_attn(hidden.flatten(1, 2), rope).unflatten(1, (frames, -1))
-        x = x + hidden * gate[:, :, None]
+        x = add_gated(x, hidden, gate)
         hidden = self._affine_norm(x).to(dtype).flatten(1, 2)
         x = x + self.cross_attn(hidden, context, image).unflatten(1, (frames, -1))
         hidden = modulate(plain_layer_norm(x, self.eps), ffn_shift, ffn_scale).to(dtype)
-        return x + self.ffn(hidden) * ffn_gate[:, :, None]
+        return add_gated(x, self.ffn(hidden), ffn_gate)
 
     def _affine_norm(self, x: Tensor) -> Tensor:
         norm = self.norm3
@@ -212,6 +213,7 @@ class WanDiT(nn.Module):
         time, modulation = self._time(sigma)
         weight = self.patch_embedding.weight
         x = rearrange(self.patch_embedding(latents.to(weight.dtype)), "b d f h w -> b f (h w) d")
+        x = x.contiguous()  # else every sum of the residual stream keeps the convolution's order
         context = self.text_embedding(self._padded(text).to(weight.dtype))
         image = self.img_emb(image.to(weight.dtype)) if image is not None and self.img_emb else None
         grid = (frames, height // PATCH[1], width // PATCH[2])

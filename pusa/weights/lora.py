@@ -11,12 +11,13 @@ from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 
 from pusa.weights.adapters import Adapter, Target, check_usable
 from pusa.weights.lazy import WeightsError
 from pusa.weights.lora_files import read_lora
+from pusa.weights.lora_linear import fits, lora_linear
 from pusa.weights.lora_writing import write_lora
 
 __all__ = ["Adapter", "LoRA", "adapter_of", "format_matches", "inject_lora", "load_lora",
@@ -200,6 +201,7 @@ def _add_adapter(
 ) -> None:
     """Inject, leave the adapters that were there switched on, and everything frozen."""
     before = {layer: list(layer.active_adapters) for layer in _all_layers(model)}
+    config._register_custom_module({nn.Linear: _LoRALinear})
     # Several adapters are what is meant. Values that peft draws for its new ones are drawn aside.
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[], enabled=draw_aside):
         warnings.filterwarnings("ignore", "Already found a `peft_config`")
@@ -208,6 +210,23 @@ def _add_adapter(
         own = [adapter] if adapter in layer.lora_A else []
         layer.set_adapter([*before.get(layer, []), *own])
     model.requires_grad_(False)
+
+
+class _LoRALinear(Linear):
+    """peft's layer, which takes a shorter way where it has one adapter to add to frozen weights."""
+
+    def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        if len(names) != 1 or self.disable_adapters or self.merged or args or kwargs:
+            return super().forward(x, *args, **kwargs)
+        base, a, b = (
+            cast(nn.Linear, m)
+            for m in (self.base_layer, self.lora_A[names[0]], self.lora_B[names[0]])
+        )
+        dropout = self.training and not isinstance(self.lora_dropout[names[0]], nn.Identity)
+        if dropout or not fits(x, base.weight, a.weight, b.weight):
+            return super().forward(x)
+        return lora_linear(x, base.weight, base.bias, a.weight, b.weight, self.scaling[names[0]])
 
 
 def _all_layers(model: nn.Module) -> list[LoraLayer]:
