@@ -18,7 +18,7 @@ SCRIPTS = [
     "slurm/train.sbatch",
     "slurm/evaluate.sbatch",
     "slurm/array.sbatch",
-    "slurm/encode.sbatch",
+    "slurm/cache.sbatch",
 ]
 
 

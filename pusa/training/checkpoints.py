@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ from pusa.training.strategy import max_over_ranks
 log = logging.getLogger(__name__)
 FOLDER, STATE, WHOLE = "checkpoints", "state", "whole.json"
 BYTES_PER_TRAINABLE = 12  # float32: the value and the two moments of Adam
-STOPS = {signal.SIGINT: 1, signal.SIGTERM: 1, signal.SIGUSR1: 2}  # 2: and come back (SLURM)
+STOPS = {  # 2: and come back, under SLURM; USR2 is what submitit asks SLURM to send
+    signal.SIGINT: 1, signal.SIGTERM: 1, signal.SIGUSR1: 2, signal.SIGUSR2: 2,
+}  # fmt: skip
+PATIENCE = 60  # seconds for SLURM to end the processes of a job that it has put back
 
 
 @dataclass(frozen=True)
@@ -122,8 +126,8 @@ class Checkpoints(L.Callback):
 
     keep_last: how many are kept; the best one by `monitor` (a logged held-out value, the smaller
     the better; None: no best) is kept beside them. Ctrl-C and SIGTERM finish the running step on
-    all processes, save, and end the run; a second Ctrl-C ends at once. SIGUSR1 under SLURM does as
-    SIGTERM and puts the job back into the queue.
+    all processes, save, and end the run; a second Ctrl-C ends at once. SIGUSR1 and SIGUSR2
+    under SLURM do as SIGTERM and put the job back into the queue.
     """
 
     def __init__(
@@ -145,7 +149,7 @@ class Checkpoints(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for number in STOPS:
-            if number == signal.SIGUSR1 and "SLURM_JOB_ID" not in os.environ:
+            if STOPS[number] == 2 and "SLURM_JOB_ID" not in os.environ:
                 continue
             try:
                 self._previous[number] = signal.signal(number, self._stop)
@@ -270,11 +274,20 @@ def _validates_now(trainer: L.Trainer, batch_idx: int) -> bool:
     )
 
 
+def come_back(first: bool) -> None:
+    """Have SLURM put this job back into the queue and end its processes; `first` asks for it.
+
+    Returns only if that does not happen. A process that ended by itself meanwhile would make srun
+    end the others and the job, as failed, before the first has asked.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM's; submitit would have it ignored
+    if not first or requeue():
+        time.sleep(PATIENCE)
+
+
 def requeue() -> bool:
     """Put this SLURM job back into the queue; whether that could be done."""
     job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     log.warning("putting job %s back into the queue.", job)
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
     if done.returncode:

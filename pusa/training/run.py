@@ -19,9 +19,9 @@ from pusa.training.checkpoints import (
     Checkpoints,
     Saved,
     check_room,
+    come_back,
     newest_sound,
     read_saved,
-    requeue,
 )
 from pusa.training.strategy import ZeRO
 
@@ -169,8 +169,8 @@ def fit(
         signalled = 1
     if signalled:
         log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
-        if signalled == 2 and trainer.is_global_zero:
-            requeue()
+        if signalled == 2:
+            come_back(trainer.is_global_zero)
         sys.exit(130)
 
 
