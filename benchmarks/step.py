@@ -144,7 +144,7 @@ def modules(options: argparse.Namespace) -> dict[str, VTAModule]:
     for module in (ours, theirs):
         precision = "bf16-mixed" if options.bfloat16 else "32-true"
         module.trainer = L.Trainer(accelerator="cpu", precision=precision, barebones=True)
-        module.train()
+        module.on_fit_start()  # takes the precision from the trainer
     return {"ours": ours, "diffusers": theirs}
 
 
