@@ -14,7 +14,7 @@ from pusa import entry
 from pusa.pipelines.prepare import prepare
 from pusa.training import ranks
 from pusa.training.callbacks import Export
-from pusa.training.checkpoints import Saved, read_saved
+from pusa.training.checkpoints import Checkpoints, Saved, read_saved
 from pusa.training.loggers import build_loggers
 from pusa.training.run import RunFolder, fit
 
@@ -61,12 +61,13 @@ def train_one(cfg: DictConfig) -> None:
         cfg.model.weights = answer["weights"]
     L.seed_everything(cfg.seed, workers=True, verbose=False)  # for what libraries draw
     callbacks = [entry.build(node) for node in cfg.callbacks.values() if node is not None]
+    callbacks = [*callbacks, Export(folder, recipe)]
+    # Checkpoints hold what the other callbacks know after the same step.
+    callbacks.sort(key=lambda callback: isinstance(callback, Checkpoints))
     loggers = build_loggers(
         folder, name=cfg.name, config=recipe, start_step=saved.step if saved else 0, **cfg.logger
     )
-    trainer = entry.build(cfg.trainer)(
-        callbacks=[*callbacks, Export(folder, recipe)], logger=loggers, plugins=ranks.plugins()
-    )
+    trainer = entry.build(cfg.trainer)(callbacks=callbacks, logger=loggers, plugins=ranks.plugins())
     if cfg.strategy.name == "single" and trainer.world_size > 1:
         raise ValueError(
             f"strategy=single is one process, there are {trainer.world_size}; choose "

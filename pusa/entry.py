@@ -111,7 +111,8 @@ def quiet_libraries() -> None:
     # Advice that does not hold here: data is in memory, steps are counted.
     for pattern in (".*does not have many workers.*", ".*treespec.*", ".*LeafSpec.*",
                     ".*ran out of data.*", ".*mid-epoch.*", ".*lr_scheduler.step.*",
-                    ".*smaller than the logging interval.*"):  # fmt: skip
+                    ".*smaller than the logging interval.*", ".*sync_dist=True.*",
+                    ".*`srun` command is available.*"):  # fmt: skip
         warnings.filterwarnings("ignore", pattern)
     from transformers.utils import logging as transformers_logging
 

@@ -24,8 +24,9 @@ from pusa.diffusion.conditioning import Task
 from pusa.models.base import VideoVAE
 from pusa.pipelines.generate import Request, Sampler, decode_latents, sample_latents
 from pusa.training.averaging import Averaged
+from pusa.training.health import publish
 from pusa.training.module import VTAModule
-from pusa.training.strategy import is_divided
+from pusa.training.strategy import gather, held_bytes, is_divided
 from pusa.types import Text
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Export(L.Callback):
     their running average, if one is kept, to `ema/`. Every process takes part.
 
     recipe: the run's configuration, kept in the file's metadata. `environment.json` says with which
-    code and machine the run was made.
+    code and machine the run was made, `memory.json` what each process held of it at the end.
     """
 
     def __init__(self, folder: str | Path, recipe: Mapping):
@@ -59,6 +60,9 @@ class Export(L.Callback):
     def on_train_end(self, trainer: Any, pl_module) -> None:
         if trainer.global_step < trainer.max_steps:
             return
+        held = gather(held_bytes(trainer, pl_module))
+        if trainer.is_global_zero:
+            write_json(self.folder / "memory.json", held)
         module, recipe = cast(Exportable, pl_module), {"steps": trainer.global_step}
         recipe["config"] = self.recipe
         # The average first: the result marks the run as finished.
@@ -82,15 +86,15 @@ class Progress(TQDMProgressBar):
         super().__init__(refresh_rate=refresh_rate)
         self._mark: tuple[float, int] | None = None
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module, outputs, batch, batch_idx) -> None:
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if complete and trainer.global_step % self.refresh_rate == 0:
             now = time.perf_counter()
             if self._mark is not None:
                 steps = trainer.global_step - self._mark[1]
                 rate = steps * trainer.datamodule.batch_size / (now - self._mark[0])
-                pl_module.log("train/clips_per_s", rate, prog_bar=True, batch_size=1)
-                pl_module.log("train/memory_gb", peak_memory(), batch_size=1)
+                pl_module.log("train/clips_per_s", rate, prog_bar=True, logger=False, batch_size=1)
+                publish(trainer, {"train/clips_per_s": rate, "train/memory_gb": peak_memory()})
             self._mark = (now, trainer.global_step)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 

@@ -142,12 +142,15 @@ class Checkpoints(L.Callback):
         self._previous: dict[int, Any] = {}
         self._saved_step = -1
         self._best = math.inf
+        self._value: tuple[int, float] | None = None  # step and monitored value
 
     @property
     def num_kept(self) -> int:
         return self.keep_last + (self.monitor is not None)
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Not before: Lightning's own SIGTERM handler comes in between, and in it processes wait
+        for one another, forever if only one of them was meant."""
         for number in STOPS:
             if STOPS[number] == 2 and "SLURM_JOB_ID" not in os.environ:
                 continue
@@ -180,6 +183,7 @@ class Checkpoints(L.Callback):
         if trainer.sanity_checking:
             return
         value = self._monitored(trainer)
+        self._value = None if value is None else (trainer.global_step, value)
         best = value is not None and value < self._best
         if best:
             self._best = float(value or 0.0)
@@ -193,8 +197,6 @@ class Checkpoints(L.Callback):
         if self.monitor is None:
             return None
         if self.monitor not in trainer.callback_metrics:
-            if trainer.val_dataloaders is None:  # none has been computed yet
-                return None
             known = ", ".join(sorted(map(str, trainer.callback_metrics)))
             raise ValueError(f"callbacks.checkpoints.monitor={self.monitor!r}: there is {known}.")
         return float(trainer.callback_metrics[self.monitor])
@@ -227,7 +229,7 @@ class Checkpoints(L.Callback):
             if first:
                 for logger in trainer.loggers:
                     logger.save()  # rows of the steps before this one
-                value = self._monitored(trainer)
+                value = self._value[1] if self._value and self._value[0] == step else None
                 said = {"step": step, "processes": trainer.world_size, "value": value}
                 self._finish(partial, folder, said)
         except RuntimeError as error:  # torch's writer hides the system's error
@@ -265,7 +267,7 @@ class Checkpoints(L.Callback):
         self._previous = {}
 
 
-def _validates_now(trainer: L.Trainer, batch_idx: int) -> bool:
+def _validates_now(trainer: Any, batch_idx: int) -> bool:
     """Whether held-out curves are computed after this batch."""
     return bool(
         trainer.enable_validation

@@ -21,6 +21,13 @@ SAMPLED = 16  # tensors that stand for all in the update's size
 BAD_STEPS = "bad_steps"
 
 
+def publish(trainer: L.Trainer, values: dict[str, float]) -> None:
+    """Log values of the step that has just ended, once: what goes through `LightningModule.log` is
+    written again with every later row."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=trainer.global_step - 1)
+
+
 class Health(L.Callback):
     """Skips a step whose gradients are not finite, on all processes alike, and records its batch.
 
@@ -46,7 +53,7 @@ class Health(L.Callback):
             self._passes = []
         self._passes.append(batch)
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are whole here but under DeepSpeed; without one, Adam leaves a tensor be."""
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             self._before = {n: own_part(p).detach().clone() for n, p in _sampled(pl_module)}
@@ -59,7 +66,7 @@ class Health(L.Callback):
                 parameter.grad = None
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
@@ -69,16 +76,17 @@ class Health(L.Callback):
             norm = float("nan") if found is None else float(found)
         if norm is None or not norm < float("inf"):
             self._note(trainer, pl_module)
+            seen = {}
         else:
             self.in_a_row = 0
-            pl_module.log("train/grad_norm", norm, batch_size=1)
-            self._log_update(pl_module)
-        pl_module.log("train/skipped", float(self.skipped), batch_size=1)
+            seen = {"train/grad_norm": norm} | self._update(pl_module)
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            publish(trainer, seen | {"train/skipped": float(self.skipped)})
         self._before, self._passes = {}, []
 
-    def _log_update(self, pl_module: Any) -> None:
+    def _update(self, pl_module: Any) -> dict[str, float]:
         if not self._before:
-            return
+            return {}
         sums = torch.zeros(2, dtype=torch.float64)
         for name, part in _sampled(pl_module):
             now, before = own_part(part).detach().double(), self._before[name].double()
@@ -86,8 +94,7 @@ class Health(L.Callback):
         if any(hasattr(p, "ds_id") for _, p in _sampled(pl_module)):
             sums = sum_over_ranks(sums).cpu()
         step, weights = sums.sqrt().tolist()
-        if weights > 0:
-            pl_module.log("train/update_ratio", step / weights, batch_size=1)
+        return {"train/update_ratio": step / weights} if weights > 0 else {}
 
     def _note(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.skipped += 1
@@ -156,16 +163,18 @@ class LossMap(L.Callback):
         self._total += table
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if complete and trainer.global_step % self.every == 0:
-            self._publish(trainer, pl_module)
+            self._publish(trainer)
 
-    def _publish(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def _publish(self, trainer: L.Trainer) -> None:
         window, total = sum_over_ranks(self._window).cpu(), sum_over_ranks(self._total).cpu()
-        self._window.zero_()
+        self._window = torch.zeros_like(self._window)
         sums, counts = window.sum(2)
-        for level in range(LEVELS):
-            if counts[level] > 0:
-                name = f"train/loss_by_sigma/{level / LEVELS:.1f}-{(level + 1) / LEVELS:.1f}"
-                pl_module.log(name, float(sums[level] / counts[level]), batch_size=1)
+        means = {
+            f"train/loss_by_sigma/{i / LEVELS:.1f}-{(i + 1) / LEVELS:.1f}": float(total / count)
+            for i, (total, count) in enumerate(zip(sums, counts, strict=True))
+            if count > 0
+        }
+        publish(trainer, means)
         if trainer.is_global_zero:
             write_json(self.path, describe(total, trainer.global_step))
 

@@ -57,7 +57,7 @@ def first_decides(decide: Callable[[], dict], num_nodes: int = 1) -> dict:
     told_by, _, told = os.environ.get(ANSWER, "").partition(" ")
     if own_children and told and told_by != str(os.getpid()):
         return _unpacked(told)
-    alone = own_children and num_nodes == 1
+    alone = num_nodes == 1 if own_children else found.world_size() == 1
     store = None if alone else _connect(found)
     if store is not None and not is_first():
         log.info("waiting for the first process ...")

@@ -40,7 +40,7 @@ def restore(module: Any, saved: Saved) -> None:
     if saved.state.is_dir():
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-        found = get_fp32_state_dict_from_zero_checkpoint(str(saved.state), tag="checkpoint")
+        found: Any = get_fp32_state_dict_from_zero_checkpoint(str(saved.state), tag="checkpoint")
     else:
         found = torch.load(saved.state, map_location="cpu", weights_only=True)["state_dict"]
     trained: dict[str, nn.Parameter] = module.trainable()
@@ -89,7 +89,7 @@ def replay(module: Any, bad: BadStep) -> list[str]:
     for clip, (levels, values) in enumerate(zip(sigma.tolist(), errors.tolist(), strict=True)):
         pairs = ", ".join(f"{s:.3f}: {e:.3g}" for s, e in zip(levels, values, strict=True))
         lines.append(f"  clip {batch.index[clip]}: loss by sigma of frames {pairs}")
-    lines.append(f"  loss {float(loss):.6g}")
+    lines.append(f"  loss {float(loss.detach()):.6g}")
     lines += [f"  the first module that is not finite: {name}" for name in first[:1]]
     module.zero_grad()
     loss.backward()

@@ -28,8 +28,10 @@ from pusa.training.strategy import ZeRO
 log = logging.getLogger(__name__)
 CONFIG = "config.json"
 RESULTS = ("lora.safetensors", "model.safetensors", "vae")
-WRITTEN = (CONFIG, FOLDER, "metrics", "samples", "wandb", "wandb_run", "bad_steps", "ema",
-           "loss_map.json", "environment.json", "lora.doctor.json", *RESULTS)  # fmt: skip
+WRITTEN = (
+    CONFIG, FOLDER, "metrics", "samples", "wandb", "wandb_run", "bad_steps", "ema", "loss_map.json",
+    "environment.json", "memory.json", "lora.doctor.json", *RESULTS,
+)  # fmt: skip
 
 
 @dataclass
@@ -89,7 +91,7 @@ class RunFolder:
         refused = [line for line in changed if line not in fine]
         if refused:
             shown = "\n  ".join(refused[:8] + (["..."] if len(refused) > 8 else []))
-            keys = ",".join(line.split(":")[0] for line in refused[:3])
+            keys = ",".join(line.split(":")[0] for line in refused)
             raise ValueError(
                 f"{run} holds a run with other settings:\n  {shown}\nChoose another name=, set "
                 "overwrite=true, give the old settings to go on, or allow the change key by key: "

@@ -103,22 +103,24 @@ class ZeRO(DeepSpeedStrategy):
     def _format_config(self) -> None:
         self._format_batch_size_and_grad_accum_config()  # and no section for precision
 
-    def _setup_model_and_optimizer(self, model, optimizer, lr_scheduler=None):
+    def _setup_model_and_optimizer(self, model, optimizer, lr_scheduler: Any = None):
         import deepspeed
 
         if self.offload_optimizer and isinstance(optimizer, torch.optim.AdamW):
             for group in optimizer.param_groups:
                 group["fused"] = True
         place = self.local_rank if self.root_device.index is None else self.root_device.index
-        engine, wrapped, _, _ = deepspeed.initialize(
+        trained: Any = [p for p in model.parameters() if p.requires_grad]
+        made: Any = deepspeed.initialize(
             args=argparse.Namespace(device_rank=place),
             config=self.config,
             model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            model_parameters=trained,
             optimizer=optimizer,
             lr_scheduler=lr_scheduler,
             dist_init_required=False,
         )
+        engine, wrapped = made[:2]
         wrapped.check_grad_overflow = True  # which DeepSpeed offers for 16 bits only
         return engine, wrapped
 
@@ -176,3 +178,25 @@ def _reduced(values: Tensor, how) -> Tensor:
     values = values.clone()
     dist.all_reduce(values, how)
     return values
+
+
+def held_bytes(trainer: Any, module: nn.Module) -> dict[str, int]:
+    """Bytes of this process's part of the weights and of the optimizer's state."""
+    weights = sum(_bytes(own_part(p)) for p in module.parameters())
+    optimizer = trainer.optimizers[0]
+    state = getattr(optimizer, "optimizer", optimizer).state  # DeepSpeed wraps the optimizer
+    tensors = [v for slots in state.values() for v in slots.values() if isinstance(v, Tensor)]
+    return {"weights": weights, "optimizer": sum(_bytes(t) for t in tensors if t.ndim)}
+
+
+def _bytes(tensor: Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def gather(value: Any) -> list[Any]:
+    """Every process's value, by rank."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found

@@ -1,0 +1,143 @@
+"""SIGKILL at random moments, in every phase of saving, on one process and on two: nothing is lost
+beyond the last checkpoint, and the result is that of a run which was left alone, bit for bit."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from pusa.training import checkpoints
+from pusa.training.checkpoints import list_saved, newest_sound
+from pusa.training.loggers import read_metrics
+from pusa.weights.files import read_tensors
+from tests.conftest import REPOSITORY
+from tests.training.killed import EVERY, STEPS
+from tests.training.test_strategies import environment, overrides
+
+KILLS = 20
+
+
+def same_lora(one: Path, two: Path) -> bool:
+    ours, theirs = (read_tensors(run / "lora.safetensors") for run in (one, two))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def rows(run: Path) -> list[dict[str, str]]:
+    """All that was logged, but for what a clock or the machine says."""
+    drop = ("train/clips_per_s", "train/memory_gb")
+    table = read_metrics(run / "metrics" / "metrics.csv")
+    kept = [{k: v for k, v in row.items() if k not in drop} for row in table]
+    return [row for row in kept if len(row) > 1]  # more than the step
+
+
+@pytest.fixture
+def place(tmp_path) -> Path:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "replica").symlink_to(REPOSITORY / "data" / "replica")
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_twenty_kills_at_random_moments(place):
+    command = [sys.executable, "-m", "tests.training.killed", str(place), str(KILLS)]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), timeout=850, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    attempts = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"done')]
+    assert len(attempts) >= KILLS or attempts[-1]["done"]
+    assert not [a for a in attempts if a["damaged"]]
+    reached = [a["reached"] for a in attempts]
+    assert reached == sorted(reached)  # nothing that was saved is lost
+    assert reached[-1] > reached[0]
+    whole, killed = place / "outputs" / "whole", place / "outputs" / "killed"
+    assert same_lora(whole, killed)
+    assert same_lora(whole / "ema", killed / "ema")
+    assert rows(killed) == rows(whole)
+    assert len([r for r in rows(whole) if "train/loss" in r]) == STEPS
+    assert max(s.step for s in list_saved(killed)) % EVERY == 0
+    print(f"\n{len(attempts)} attempts, checkpoints after each: {reached}")
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL: nothing of ours may catch it and go on."""
+
+
+def die(*_args, **_options):
+    raise Killed
+
+
+PHASES = {
+    "before the state": ("lightning.Trainer.save_checkpoint", "before"),
+    "after the state": ("lightning.Trainer.save_checkpoint", "after"),
+    "before the list of files": ("pusa.training.checkpoints.write_json", "before"),
+    "after the list of files": ("pusa.training.checkpoints.write_json", "after"),
+}
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, monkeypatch, phase):
+    cfg = small_run("tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1", "name=dies")
+    cfg.callbacks.grid = None
+    target, when = PHASES[phase]
+    owner, name = target.rsplit(".", 1)
+    module = checkpoints if owner.startswith("pusa") else __import__("lightning").Trainer
+    real, calls = getattr(module, name), []
+
+    def dying(*args, **options):
+        calls.append(1)
+        if len(calls) == 3 and when == "before":
+            die()
+        result = real(*args, **options)
+        if len(calls) == 3:
+            die()
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, name, dying)
+        # What a killed process cannot do, it shall not do here either.
+        patched.setattr(checkpoints.shutil, "rmtree", lambda *a, **k: None)
+        with pytest.raises(Killed):
+            train.train(cfg)
+    run = Path(cfg.paths.run)
+    saved = newest_sound(run)
+    assert saved is not None
+    assert saved.step == 2
+    train.train(cfg)
+    whole = small_run("tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1", "name=lives")
+    whole.callbacks.grid = None
+    train.train(whole)
+    assert same_lora(run, Path(whole.paths.run))
+    assert [p.name for p in (run / "checkpoints").iterdir() if "partial" in p.name] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_kill_of_one_of_two_processes_ends_both_and_the_rest_goes_on(place):
+    """As a node failure does it. Both processes are Lightning's, started by one command."""
+    common = [*overrides(place), "trainer.devices=2", "strategy=ddp", "trainer.max_steps=12"]
+    command = [sys.executable, "train.py", *common]
+    env = environment()
+    subprocess.run([*command, "name=whole"], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    run = place / "outputs" / "killed"
+    process = subprocess.Popen([*command, "name=killed"], cwd=REPOSITORY, env=env)
+    while not (saved := list_saved(run)) and process.poll() is None:
+        time.sleep(0.02)
+    assert saved, "it ended before its first checkpoint"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    second = next(c for c in children if b"train.py" in Path(f"/proc/{c}/cmdline").read_bytes())
+    os.kill(int(second), 9)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(60)
+    assert process.poll() not in (None, 0)
+    subprocess.run([*command, "name=killed"], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    assert same_lora(place / "outputs" / "whole", run)
+    assert rows(run) == rows(place / "outputs" / "whole")
