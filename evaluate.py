@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from pusa import entry
 from pusa.evaluation.replica import evaluate_replica
+from pusa.pipelines.parts import read_part
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Generate the suite with the base and the trained LoRA, score, write table and page."""
     entry.prepare_process(cfg, overrides)
+    part = read_part(cfg.part)
     page = evaluate_replica(
         model=entry.build(cfg.model),
         task=entry.build(cfg.task),
@@ -23,8 +25,12 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
         suite=entry.build(cfg.suite),
         name=cfg.name,
         progress=entry.progress_bars,
+        part=part,
     )
-    log.info("the page: %s", page)
+    if page is None:
+        log.info("part %d/%d is done; without part= all are put together.", part.index, part.count)
+    else:
+        log.info("the page: %s", page)
 
 
 @hydra.main(version_base="1.3", config_path="configs", config_name="evaluate")

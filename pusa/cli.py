@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -89,7 +88,7 @@ def _add_encode(commands) -> None:
     encode.add_argument(
         "--part", metavar="I/N",
         help="do one part of N, 0/N to N-1/N, on machines that share the cache; "
-        "a SLURM array job sets it by itself",
+        "array: that of this task of a SLURM array job",
     )  # fmt: skip
     _add_model(encode)
     encode.add_argument("--on-bad-clip", choices=("stop", "skip"), default="stop")
@@ -194,10 +193,10 @@ def _refuse_foreign_targets(node, path: str) -> None:
 
 
 def _encode(options: argparse.Namespace) -> None:
-    from pusa.pipelines.encode import Part
+    from pusa.pipelines.parts import read_part
     from pusa.pipelines.prepare import Source, prepare
 
-    part = Part(*_part(options.part))
+    part = read_part(options.part)
     if all("=" in word for word in options.what):  # a training's own data
         cfg = compose_config("train", [*options.what, "name=encode", *options.overrides])
         sources = [entry.build(s) for s in (cfg.data.train, cfg.data.heldout) if s is not None]
@@ -222,19 +221,6 @@ def _encode(options: argparse.Namespace) -> None:
     if options.name is not None and len(indices) == len(sources):
         log.info("Train with data=clips data.train.manifest=%s; it finds what is cached.",
                  options.what[0])  # fmt: skip
-
-
-def _part(text: str | None) -> tuple[int, int]:
-    """i/n of a flag, of a SLURM array, or all."""
-    if text is None and "SLURM_ARRAY_TASK_ID" in os.environ:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
-        index = int(os.environ["SLURM_ARRAY_TASK_ID"]) - first
-        return index, int(os.environ["SLURM_ARRAY_TASK_COUNT"])
-    try:
-        index, count = (text or "0/1").split("/")
-        return int(index), int(count)
-    except ValueError:
-        raise ValueError(f"--part {text} is not i/n, as 0/4.") from None
 
 
 def _toy(options: argparse.Namespace) -> None:

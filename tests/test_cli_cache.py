@@ -5,7 +5,6 @@ import torch
 
 from pusa.data import toy
 from pusa.data.cache import LatentCache
-from tests.conftest import REPOSITORY
 from tests.conftest import run_pusa as run
 
 NAME = "mine"
@@ -17,17 +16,14 @@ def clips(root):
     return toy.write_dataset(root / "clips", scenes)
 
 
-def test_parts_and_then_care_of_the_cache(root, clips, caplog, monkeypatch):
+def test_parts_and_then_care_of_the_cache(root, clips, caplog):
     caplog.set_level("INFO")
     folder = root / "data" / "cache"
     assert run("encode", clips, "--name", NAME, "--part", "0/2") == 0
     assert "this part is done" in caplog.text
     with pytest.raises(ValueError, match="no index"):
         LatentCache(folder).read_index(NAME)
-    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "4")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "3")
-    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
-    assert run("encode", clips, "--name", NAME) == 0
+    assert run("encode", clips, "--name", NAME, "--part", "1/2") == 0
     assert len(LatentCache(folder).read_index(NAME)) == 4
     caplog.clear()
     assert run("data", "cache", "status") == 0
@@ -44,7 +40,6 @@ def test_parts_and_then_care_of_the_cache(root, clips, caplog, monkeypatch):
     assert run("data", "cache", "verify", "--delete") == 0
     assert run("data", "cache", "verify") == 0
     caplog.clear()
-    monkeypatch.delenv("SLURM_ARRAY_TASK_ID")
     assert run("encode", clips, "--name", NAME) == 0
     assert "1 clips and 0 captions to encode" in caplog.text or "0 clips and 1 cap" in caplog.text
     assert run("data", "cache", "verify") == 0
@@ -86,7 +81,7 @@ def test_what_an_experiment_trains_on_is_encoded(root):
         (("encode", "clips/metadata.csv"), "give one manifest and --name"),
         (("encode", "a", "b", "--name", "x"), "give one manifest and --name"),
         (("encode", "clips/none.csv", "--name", "x"), "none.csv"),
-        (("encode", "clips/metadata.csv", "--name", "x", "--part", "half"), "is not i/n"),
+        (("encode", "clips/metadata.csv", "--name", "x", "--part", "half"), "is not I/N"),
         (("encode", "clips/metadata.csv", "--name", "x", "--part", "2/2"), "part 2/2 is none"),
         (("encode", "experiment=tiny_vae"), "nothing to encode"),
         (("data", "cache", "status"), "no such cache"),
@@ -104,8 +99,3 @@ def test_gc_of_a_cache_without_index_is_refused(root, capsys):
     LatentCache(root / "data" / "cache").folder.mkdir(parents=True)
     assert run("data", "cache", "gc", "--yes") == 1
     assert "all of it would go" in capsys.readouterr().err
-
-
-def test_the_slurm_file_calls_what_exists():
-    text = (REPOSITORY / "slurm" / "encode.sbatch").read_text()
-    assert "pusa encode" in text

@@ -7,6 +7,7 @@ would get, and a run that stopped half way gives the same numbers as one that di
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from pusa.data import video
 from pusa.evaluation.baselines import System
 from pusa.evaluation.score import Row, VideoFile, fingerprint, score_videos
 from pusa.evaluation.suite import Progress, SuiteItem, silent
+from pusa.pipelines.parts import Part
 
 FPS = 16.0
 CRF = 4  # visually lossless: the file format is not what is measured
@@ -30,12 +32,15 @@ def compare(
     seeds: Sequence[int],
     folder: str | Path,
     progress: Progress = silent,
+    part: Part = Part(),  # noqa: B008 - frozen
 ) -> list[Row]:
     """Rows of every system, seed, item and metric; videos and scores.jsonl are kept in `folder`.
 
     Videos and scores that are there are kept: name a system whose weights changed differently, or
-    delete its videos. A system that is not seeded runs with the first seed alone. ValueError for
-    empty arguments, a name that is no folder name, a folder of another suite, or a wrong video.
+    delete its videos. A system that is not seeded runs with the first seed alone. part: of the
+    batches, which other processes may share in the same folder at once; the rows are of this part.
+    ValueError for empty arguments, a name that is no folder name, a folder of another suite, or a
+    wrong video.
     """
     _check(systems, suite, seeds)
     folder = Path(folder)
@@ -45,17 +50,19 @@ def compare(
         for name, system in systems.items()
         for seed in (seeds if system.seeded else seeds[:1])
     ]
-    files = {
-        (name, seed): [
-            VideoFile(name, seed, item, video_path(folder, name, seed, item.index))
-            for item in suite
+    # The suite's batches are the unit of work, whoever does it: rounding may depend on who is in a
+    # batch with whom, and numbers must not depend on parts and interruptions.
+    batches = part.of(
+        [
+            [VideoFile(name, seed, i, video_path(folder, name, seed, i.index)) for i in items]
+            for name, seed in runs
+            for items in _batched(suite)
         ]
-        for name, seed in runs
-    }
-    batches = [batch for run in runs for batch in _missing_batches(files[run])]
-    for batch in progress(batches, "generate"):
+    )
+    missing = [batch for batch in batches if not all(file.path.exists() for file in batch)]
+    for batch in progress(missing, "generate"):
         _write_batch(systems[batch[0].system], batch)
-    return score_videos(folder / "scores.jsonl", [f for run in runs for f in files[run]], progress)
+    return score_videos(folder / "scores.jsonl", list(chain(*batches)), progress, part)
 
 
 def video_path(folder: str | Path, system: str, seed: int, index: int) -> Path:
@@ -63,9 +70,8 @@ def video_path(folder: str | Path, system: str, seed: int, index: int) -> Path:
     return Path(folder) / "videos" / system / f"seed{seed}" / f"{index:04d}.mp4"
 
 
-def _missing_batches(files: Sequence[VideoFile]) -> list[list[VideoFile]]:
-    missing = [file for file in files if not file.path.exists()]
-    return [missing[start : start + BATCH_SIZE] for start in range(0, len(missing), BATCH_SIZE)]
+def _batched(suite: Sequence[SuiteItem]) -> list[Sequence[SuiteItem]]:
+    return [suite[start : start + BATCH_SIZE] for start in range(0, len(suite), BATCH_SIZE)]
 
 
 def _write_batch(system: System, files: Sequence[VideoFile]) -> None:
@@ -77,7 +83,8 @@ def _write_batch(system: System, files: Sequence[VideoFile]) -> None:
         )
     for file, frames in zip(files, videos, strict=True):
         _check_video(file, frames)
-        video.write_video(file.path, frames, FPS, crf=CRF)
+        if not file.path.exists():
+            video.write_video(file.path, frames, FPS, crf=CRF)
 
 
 def _check_video(file: VideoFile, frames: Tensor) -> None:

@@ -30,6 +30,7 @@ from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
 from pusa.pipelines.loras import place_loras
+from pusa.pipelines.parts import Part
 from pusa.pipelines.prepare import Source
 
 log = logging.getLogger(__name__)
@@ -54,9 +55,12 @@ class Suite:
 
 
 def evaluate_replica(
-    model: Model, task: Task, sampler: Sampler, suite: Suite, name: str, progress: Bars
-) -> Path:
+    model: Model, task: Task, sampler: Sampler, suite: Suite, name: str, progress: Bars,
+    part: Part = Part(),  # noqa: B008 - frozen
+) -> Path | None:  # fmt: skip
     """Generate, score, compare, report; returns the page. ValueError if the LoRA is not there.
+
+    part: of the work. One of several generates and scores its share and writes no page.
 
     Two comparisons: the task (base and VTA beside truth, codec and a static copy), and what text to
     video has kept (the same two models with nothing given, and their loss at shared timesteps).
@@ -95,13 +99,15 @@ def evaluate_replica(
         "codec": Codec(partial(codec_roundtrip, vae)),
         "ground truth": GroundTruth(),
     }
-    run = partial(_compare, items=items, suite=suite, progress=progress)
+    run = partial(_compare, items=items, suite=suite, progress=progress, part=part)
     rows = run(
         folder,
         systems(task) | controls,
         {n: content_key(k, repr(task)) for n, k in keys.items()} | {"codec": codec},
     )
     retention_rows = run(folder / "t2v", systems(TEXT_TO_VIDEO), keys)
+    if part.count > 1:
+        return None
     retention = _retention(retention_rows, backbones, model, vae, text_encoder, items)
     facts = _facts(model, task, sampler, suite, items)
     page = write_report(folder, rows, items, facts, "VTA", "base", retention)
@@ -119,16 +125,24 @@ def _weights(model: Model) -> list[str]:
 
 def _compare(
     folder: Path, systems: Mapping[str, System], keys: Mapping[str, str],
-    items: Sequence[SuiteItem], suite: Suite, progress: Bars,
+    items: Sequence[SuiteItem], suite: Suite, progress: Bars, part: Part,
 ) -> list[Row]:  # fmt: skip
-    """compare(), after removing videos of models or settings that have changed since."""
+    """compare(), after removing videos of models or settings that have changed since.
+
+    Parts that start together may all find the old ones and remove them, before any has made its
+    first video; if one comes so late that it takes new ones along, the last run makes them again.
+    """
     record = folder / "systems.json"
     old = _read(record)
     for name, key in keys.items():
         if old.get(name) != key:
             shutil.rmtree(folder / "videos" / name, ignore_errors=True)
     write_json(record, dict(keys))
-    return compare(systems, items, suite.seeds, folder, lambda work, what, /: progress(what)(work))
+
+    def shown(work: Sequence, what: str, /) -> Iterable:
+        return progress(what)(work)
+
+    return compare(systems, items, suite.seeds, folder, shown, part)
 
 
 def _retention(

@@ -2,6 +2,7 @@
 
 A row is valid for the file it was measured on (`fingerprint`), so an interrupted run goes on where
 it stopped, a video that was made again is scored again, and an added metric fills in its rows.
+Processes that share the work write a file each beside it, scores.I-of-N.jsonl.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from pusa.data import toy, video
 from pusa.evaluation.suite import Progress, SuiteItem, silent
 from pusa.metrics import registry
 from pusa.metrics.registry import Sample
+from pusa.pipelines.parts import Part
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,25 @@ class VideoFile:
 
 
 def score_videos(
-    path: str | Path, videos: Sequence[VideoFile], progress: Progress = silent
+    path: str | Path,
+    videos: Sequence[VideoFile],
+    progress: Progress = silent,
+    part: Part = Part(),  # noqa: B008 - frozen
 ) -> list[Row]:
-    """Every metric of every video; what `path` (scores.jsonl) does not hold yet is added to it.
+    """Every metric of every video; what no file of the parts holds yet is added to `path`, or to
+    the file of this part.
 
-    Returns the rows of `videos` alone, in their order. Raises VideoError for a missing video.
+    path: scores.jsonl. Returns the rows of `videos` alone, in their order. Raises VideoError for a
+    missing video.
     """
-    known = {row.key: row for row in read_rows(path)}
+    path = Path(path)
+    known = {
+        row.key: row
+        for file in (path, *sorted(path.parent.glob(f"{path.stem}.*-of-*{path.suffix}")))
+        for row in read_rows(file)
+    }
+    if part.count > 1:
+        path = path.with_stem(f"{path.stem}.{part.index}-of-{part.count}")
     wanted = [(file, _keys(file)) for file in videos]
     pending = [(file, keys) for file, keys in wanted if any(key not in known for key in keys)]
     for file, keys in progress(pending, "score"):

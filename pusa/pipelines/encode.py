@@ -5,7 +5,6 @@ import errno
 import logging
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -21,27 +20,13 @@ from pusa.data.clips import Clip
 from pusa.data.facts import FactBook
 from pusa.data.hashing import content_key
 from pusa.models.base import TextEncoder, VideoVAE
+from pusa.pipelines.parts import Part
 from pusa.pipelines.samples import EncodeSettings, Keys, Sample, plan_samples, table
 
 log = logging.getLogger(__name__)
 CAPTIONS_AT_ONCE = 64
 FILE_OVERHEAD = 400  # bytes of a cache file besides its tensor
 Progress = Callable[[Iterable], Iterable]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which share of the work is this process's: every `count`-th clip, from `index` on."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self):
-        if not 0 <= self.index < self.count:
-            raise ValueError(f"part {self.index}/{self.count} is none; write 0/4 to 3/4.")
-
-    def of(self, items: Sequence) -> Sequence:
-        return items[self.index :: self.count]
 
 
 def dataset_fingerprint(clips: Sequence[Clip], settings: EncodeSettings, keys: Keys) -> str:
@@ -60,7 +45,7 @@ def encode_clips(
     vae: VideoVAE,
     text_encoder: TextEncoder,
     keys: Keys,
-    part: Part = Part(),
+    part: Part = Part(),  # noqa: B008 - frozen
     progress: Callable[[str], Progress] = lambda _: iter,
 ) -> list[Entry] | None:
     """Encode what the cache lacks of this part; the entries of all usable clips once every part is

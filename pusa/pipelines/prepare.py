@@ -10,7 +10,8 @@ from pusa.data.cache import LatentCache
 from pusa.data.clips import Clip, read_manifest, read_quarantine, split_by_hash, usable
 from pusa.data.hashing import fingerprint
 from pusa.pipelines.build import Model
-from pusa.pipelines.encode import Part, dataset_fingerprint, encode_clips, write_index
+from pusa.pipelines.encode import dataset_fingerprint, encode_clips, write_index
+from pusa.pipelines.parts import Part
 from pusa.pipelines.samples import EncodeSettings, Keys
 
 log = logging.getLogger(__name__)

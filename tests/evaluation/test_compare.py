@@ -71,7 +71,7 @@ def test_a_removed_video_is_made_again(suite, tmp_path):
     again = compare({"noisy": system}, suite, [0], tmp_path)
     assert_alike(again, rows)
     assert [row for row in again if row.index != 1] == [row for row in rows if row.index != 1]
-    assert system.made == [(1, 0)]
+    assert system.made == [(0, 0), (1, 0)]  # in its batch, for the same rounding
 
 
 def test_the_suite_may_grow_but_not_change(suite, toy_folder, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 import evaluate
 import train
+from pusa.evaluation import compare
 from tests.conftest import compose_config
 
 
@@ -60,6 +61,23 @@ def test_a_second_evaluation_keeps_videos_and_another_strength_remakes_only_vta(
     evaluate.evaluate(trained("suite.strength=0.5"))
     assert stamps(folder, "base") == before["base"]
     assert set(stamps(folder, "VTA")).isdisjoint(before["VTA"])
+
+
+def test_parts_put_together_give_the_table_of_the_whole(trained, monkeypatch):
+    monkeypatch.setattr(compare, "BATCH_SIZE", 2)
+    cfg = trained()
+    evaluate.evaluate(cfg)
+    whole = Path(cfg.suite.output).rename(Path(cfg.suite.output).with_name("whole"))
+    for part in ("1/2", "0/2"):
+        evaluate.evaluate(trained(f"part={part}"))
+        assert not (Path(cfg.suite.output) / "table.json").exists()
+    folder = Path(cfg.suite.output)
+    made = {system: stamps(folder, system) for system in ("base", "VTA", "codec")}
+    assert [len(found) for found in made.values()] == [6, 6, 3]
+    evaluate.evaluate(trained())
+    assert {system: stamps(folder, system) for system in made} == made
+    assert not (folder / "scores.jsonl").exists()  # nothing was left to be scored
+    assert (folder / "table.json").read_bytes() == (whole / "table.json").read_bytes()
 
 
 def test_evaluation_without_a_lora_says_how_to_make_one(root):

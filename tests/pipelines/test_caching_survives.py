@@ -15,7 +15,8 @@ from pusa.data import toy
 from pusa.data.cache import LatentCache
 from pusa.data.care import verify
 from pusa.data.clips import read_manifest
-from pusa.pipelines.encode import Part, encode_clips, write_index
+from pusa.pipelines.encode import encode_clips, write_index
+from pusa.pipelines.parts import Part
 from pusa.pipelines.samples import EncodeSettings, Keys
 from pusa.types import LatentSpec, Text
 

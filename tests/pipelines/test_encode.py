@@ -15,7 +15,8 @@ from pusa.data.clips import read_manifest
 from pusa.data.latents import LatentDataset, collate
 from pusa.models.text import UMT5TextEncoder, load_text_encoder
 from pusa.models.vae import load_vae
-from pusa.pipelines.encode import Part, encode_clips
+from pusa.pipelines.encode import encode_clips
+from pusa.pipelines.parts import Part
 from pusa.pipelines.samples import EncodeSettings, Keys
 from tests.conftest import REPLICA
 
