@@ -85,8 +85,14 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 def inject_lora(model: nn.Module, lora: LoRA, adapter: str = "default") -> list[Match]:
     """Freeze the model and add a trainable adapter, an exact no-op until it is trained.
 
-    Adapter weights are float32. Returns the table of what was matched.
+    Adapter weights are float32. Returns the table of what was matched. ValueError if a target
+    matches nothing, or ZeRO-3 has divided the model (tests/training/test_zero_init.py says why).
     """
+    if any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise ValueError(
+            "the model is divided by ZeRO-3 already, where new factors would start at random; "
+            "inject the LoRA first."
+        )
     matched = match_targets(model, lora)
     names = [name for group in matched.values() for name in group]
     linears = linear_layers(model)
