@@ -7,6 +7,8 @@ from typing import Any
 
 import lightning as L
 import torch
+import wandb
+from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from pusa.atomic import write_json
@@ -17,6 +19,7 @@ from pusa.weights.files import write_tensors
 log = logging.getLogger(__name__)
 LEVELS = 5  # bins of a frame's own sigma
 OTHERS = 3  # bins of the mean sigma of the frames beside it
+HISTOGRAM = 50  # bins of all sigmas drawn
 SAMPLED = 16  # tensors that stand for all in the update's size
 BAD_STEPS = "bad_steps"
 
@@ -139,8 +142,9 @@ def _sampled(pl_module: Any) -> list[tuple[str, torch.nn.Parameter]]:
 class LossMap(L.Callback):
     """Mean loss by a frame's own sigma, and by its own and the mean sigma of the frames beside it.
 
-    Logs train/loss_by_sigma/LOW-HIGH every `every` steps (over those steps), and keeps the
-    whole table with counts in loss_map.json: what the vector of timesteps does to the loss.
+    Logs train/loss_by_sigma/LOW-HIGH every `every` steps (over those steps), to wandb also a
+    histogram of the sigmas that were drawn, and keeps the whole table with counts in loss_map.json:
+    what the vector of timesteps does to the loss.
     """
 
     def __init__(self, folder: str | Path, every: int = 50):
@@ -149,6 +153,7 @@ class LossMap(L.Callback):
         self.path, self.every = Path(folder) / "loss_map.json", every
         self._window = torch.zeros(2, LEVELS, OTHERS, dtype=torch.float64)  # sums, counts
         self._total = self._window.clone()  # of this process, over the whole run
+        self._drawn = torch.zeros(HISTOGRAM, dtype=torch.float64)  # sigmas of the window
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -161,6 +166,7 @@ class LossMap(L.Callback):
         table = tabulate(sigma, torch.where(finite, errors, 0), finite & (sigma > 0))
         self._window += table
         self._total += table
+        self._drawn += torch.histc(sigma.float(), HISTOGRAM, 0, 1)
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if complete and trainer.global_step % self.every == 0:
             self._publish(trainer)
@@ -175,6 +181,12 @@ class LossMap(L.Callback):
             if count > 0
         }
         publish(trainer, means)
+        drawn = sum_over_ranks(self._drawn).cpu()
+        self._drawn = torch.zeros_like(self._drawn)
+        edges = [i / HISTOGRAM for i in range(HISTOGRAM + 1)]
+        for logger in (one for one in trainer.loggers if isinstance(one, WandbLogger)):
+            shown: Any = wandb.Histogram(np_histogram=(drawn.long().tolist(), edges))
+            logger.log_metrics({"train/sigmas": shown}, step=trainer.global_step - 1)
         if trainer.is_global_zero:
             write_json(self.path, describe(total, trainer.global_step))
 
@@ -183,11 +195,13 @@ class LossMap(L.Callback):
         return {
             "window": sum_over_ranks(self._window).cpu().clone(),
             "total": sum_over_ranks(self._total).cpu().clone(),
+            "drawn": sum_over_ranks(self._drawn).cpu().clone(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
         share = float(is_first())
-        self._window, self._total = (share * state_dict[name] for name in ("window", "total"))
+        names = ("window", "total", "drawn")
+        self._window, self._total, self._drawn = (share * state_dict[name] for name in names)
 
 
 def tabulate(sigma: Tensor, errors: Tensor, counted: Tensor) -> Tensor:

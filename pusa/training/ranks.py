@@ -55,7 +55,7 @@ def first_decides(decide: Callable[[], dict], num_nodes: int = 1) -> dict:
     found = environment()
     own_children = isinstance(found, LightningEnvironment)
     told_by, _, told = os.environ.get(ANSWER, "").partition(" ")
-    if own_children and told and told_by != str(os.getpid()):
+    if own_children and "LOCAL_RANK" in os.environ and told and told_by != str(os.getpid()):
         return _unpacked(told)
     alone = num_nodes == 1 if own_children else found.world_size() == 1
     store = None if alone else _connect(found)

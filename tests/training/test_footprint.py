@@ -128,9 +128,9 @@ def test_checkpoints_keep_the_residual_stream_and_offload_moves_it():
     # The first block's input comes from the patch embedding, in bfloat16.
     assert host_and_device("offload", 20)[0] == 19.5 * stream
     assert host_and_device("blocks", 20)[0] == 0
-    slope = (host_and_device("blocks", 40)[1] - host_and_device("blocks", 20)[1]) / 20
+    slope = (host_and_device("blocks", 20)[1] - host_and_device("blocks", 3)[1]) / 17
     assert slope == stream
-    assert host_and_device("offload", 40)[1] == host_and_device("offload", 20)[1]
+    assert host_and_device("offload", 20)[1] == host_and_device("offload", 3)[1]
 
 
 def test_recomputing_every_block_costs_their_forward_pass_once_more():
@@ -144,6 +144,15 @@ def test_recomputing_every_block_costs_their_forward_pass_once_more():
 def test_flops_of_a_full_step_are_thrice_the_forward_pass_but_for_attention():
     told = step_footprint(tiny(), None, work((16, 1, 4, 4)), "none", 12)
     assert told.backward_flops == pytest.approx(2 * told.forward_flops, rel=0.02)
+
+
+def test_flops_of_a_lora_in_closed_form():
+    """Whatever operations it is computed with."""
+    model = tiny(num_layers=1)
+    shallow, deep = (step_footprint(model, LoRA(r, r), work(), "none", 1) for r in (8, 16))
+    tokens, text, dim, ffn = 3 * 16, 32, 64, 176
+    per_rank = tokens * (6 * 2 * dim + 2 * (dim + ffn)) + text * 2 * 2 * dim
+    assert deep.forward_flops - shallow.forward_flops == 2 * 8 * per_rank
 
 
 def test_gradients_are_counted_by_the_share_that_is_kept():

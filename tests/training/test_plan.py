@@ -177,5 +177,28 @@ def test_nodes_talk_through_the_network():
     assert Cluster(gpu(80), 16).link < Cluster(gpu(80), 8).link
 
 
+def test_rank_768_of_14b_fits_where_its_checkpoints_wait_in_host_memory():
+    """8 x 80 GB, ZeRO-2, 81 frames of 480x832; docs/planning.md on what is said of upstream."""
+    arguments = VARIANTS["wan21_t2v_14b"].arguments
+    model = Model(
+        "14B", functools.partial(WanDiT, **arguments), FlowMatching(), LatentSpec(16), None, "",
+        "", 512, 81, 480, 832, 16, dtype="bfloat16",
+    )  # fmt: skip
+    big = job(lora=LoRA(768, 768), size=(81, 480, 832), checkpointing="offload")
+    one = Planner(model, NOTHING, NOTHING).estimate(big, Cluster(gpu_named("h100-80g"), 8))
+    assert one.fits
+    assert one.trainable == RANK_512_OF_14B * 3 // 2
+    assert one.footprint.flops == pytest.approx(6.9e15, rel=0.05)  # rank 512 has 6.9 PFLOP
+
+
 def test_a_plan_needs_no_memory_of_its_own(planner: Planner):
     assert all(p.is_meta for p in planner._plain.parameters())
+
+
+def test_a_vae_too_large_for_the_gpu_encodes_on_the_cpu(planner: Planner):
+    vae = Part(10 * GIB, NOTHING.footprint)
+    other = Planner(planner.model, vae, NOTHING)
+    cluster = Cluster(gpu(8), 8)
+    assert not other.estimate(job(), cluster).fits
+    best = fitting.changes(other, job(), cluster, fitting.Largest(None, None, None))[0]
+    assert best.overrides == ("model.device=cpu",)

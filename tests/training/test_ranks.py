@@ -1,0 +1,129 @@
+"""Processes that are started together: the first one decides, whoever started them."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pusa.training import ranks
+from pusa.training.loggers import read_metrics
+from pusa.weights.files import read_tensors
+from tests.conftest import REPOSITORY
+from tests.training.test_strategies import environment, overrides
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_a_process_alone_decides_itself_each_time(monkeypatch):
+    monkeypatch.delenv(ranks.ANSWER, raising=False)
+    assert ranks.first_decides(lambda: {"a": 1}) == {"a": 1}
+    assert ranks.first_decides(lambda: {"a": 2}) == {"a": 2}
+
+
+def test_a_child_of_lightnings_takes_its_parents_answer(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv(ranks.ANSWER, f"0 {json.dumps({'answer': {'a': 3}})}")
+    assert ranks.first_decides(lambda: {"a": 4}) == {"a": 3}
+
+
+ASKS = """
+import os, sys, time
+from pusa.training import ranks
+def decide():
+    time.sleep(1)
+    if sys.argv[1] == "fails":
+        raise ValueError("no clips are left")
+    return {"pid": os.getpid()}
+print(ranks.first_decides(decide, num_nodes=2), flush=True)
+time.sleep(2)
+"""
+
+
+def two_nodes(*command: str, port: int | None = None, **options) -> list[subprocess.Popen]:
+    """The same command on two "nodes" on loopback, the second one first."""
+    port = port or free_port()
+    started = []
+    for node in (1, 0):
+        env = environment() | {
+            "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        }  # fmt: skip
+        started.append(subprocess.Popen(command, cwd=REPOSITORY, env=env, text=True, **options))
+    return started[::-1]
+
+
+@pytest.mark.parametrize("word", ["works", "fails"])
+def test_the_first_of_two_nodes_answers_both_and_its_failure_is_theirs(word):
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    nodes = two_nodes(sys.executable, "-c", ASKS, word, **pipes)
+    (out0, err0), (out1, err1) = (node.communicate(timeout=120) for node in nodes)
+    if word == "works":
+        assert out0 == out1
+        assert eval(out0) == {"pid": nodes[0].pid}
+    else:
+        assert "ValueError: no clips are left" in err0
+        assert "the first process stopped (ValueError: no clips are left)" in err1
+        assert nodes[1].returncode == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_nodes_started_by_hand_train_as_one_process(tmp_path):
+    """Into an empty folder: the first renders and encodes; one wandb run, resumed as one."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "replica").symlink_to(REPOSITORY / "data" / "replica")
+    common = [*overrides(tmp_path), "logger.wandb=offline"]
+    env = environment()
+    single = [sys.executable, "train.py", *common, "name=single", "logger.wandb=off"]
+    pairs = [sys.executable, "train.py", *common, "name=nodes", "strategy=ddp",
+             "trainer.num_nodes=2"]  # fmt: skip
+    short = ["trainer.max_steps=3"]
+    longer = ["allow=[trainer,data,module]"]
+    for more in (short, longer):
+        for node in two_nodes(*pairs, *more):
+            assert node.wait(280) == 0
+    subprocess.run([*single, *short], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    subprocess.run([*single, *longer], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    one, two = (tmp_path / "outputs" / name for name in ("single", "nodes"))
+    losses = [
+        [
+            float(r["train/loss"])
+            for r in read_metrics(run / "metrics" / "metrics.csv")
+            if "train/loss" in r
+        ]
+        for run in (one, two)
+    ]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert len(losses[1]) == 6
+    ours, theirs = (read_tensors(run / "lora.safetensors") for run in (one, two))
+    for key, value in ours.items():
+        torch.testing.assert_close(theirs[key], value, atol=2e-5, rtol=1e-4)
+    name = (two / "wandb_run").read_text()
+    offline = [p.name for p in (two / "wandb").glob("offline-run-*")]
+    assert len(offline) == 2  # one a start, of the first process alone, of one name
+    assert all(folder.endswith(name) for folder in offline)
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+
+
+def test_a_single_process_strategy_refuses_two(tmp_path):
+    command = [
+        sys.executable,
+        "train.py",
+        *overrides(Path(tmp_path)),
+        "name=x",
+        "trainer.devices=2",
+    ]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "replica").symlink_to(REPOSITORY / "data" / "replica")
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 1
+    assert "strategy=single is one process, there are 2; choose strategy=ddp" in done.stderr
