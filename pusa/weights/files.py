@@ -168,25 +168,28 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
     check_fit(model.state_dict(), official.specs(), path, type(model).__name__)
     keep = getattr(model, "keep_float32", ())
     total = sum(num_bytes(official.spec(key)) for key in official)
+    targets = {key: _target(official.spec(key), key, keep, dtype) for key in official}
+    # One mapped tensor holds its whole shard in memory: of a shard that is read only to be cast,
+    # what needs no cast is copied, too.
+    mapped = all(official.spec(key).dtype == target for key, target in targets.items())
     ready: dict[str, Tensor] = {}
     waits = total > 1e9  # a bar only where one would wait, and on a terminal
     with tqdm(total=total, unit="B", unit_scale=True, desc="load", leave=False,
               disable=None if waits else True) as bar:  # fmt: skip
         for key, tensor in in_turn(official, official):
-            ready[key] = _cast(tensor, key, keep, dtype)
+            kept = tensor.dtype == targets[key] and (mapped or targets[key] == dtype)
+            ready[key] = tensor if kept else tensor.to(targets[key], copy=True)
             bar.update(num_bytes(tensor))
     model.load_state_dict(ready, strict=True, assign=True)
 
 
-def _cast(tensor: Tensor, key: str, keep: Iterable[str], dtype: torch.dtype | None) -> Tensor:
-    if dtype is None or not tensor.is_floating_point():
-        return tensor
-    target = torch.float32 if any(part in key for part in keep) else dtype
-    if tensor.dtype == target == dtype:
-        return tensor
-    # A copy even where float32 stays float32: one mapped tensor would hold its whole shard in
-    # memory, of which most is read only to be cast.
-    return tensor.to(target, copy=True)
+def _target(
+    spec: Tensor, key: str, keep: Iterable[str], dtype: torch.dtype | None
+) -> torch.dtype:  # fmt: skip
+    """The dtype that a tensor shall have in memory."""
+    if dtype is None or not spec.is_floating_point():
+        return spec.dtype
+    return torch.float32 if any(part in key for part in keep) else dtype
 
 
 def check_fit(

@@ -1,5 +1,5 @@
-"""A checkpoint in the dtype that training wants, written once, so that all processes of a machine map
-one copy instead of casting one each."""
+"""A checkpoint in the dtype that training wants, written once, so that all processes of a machine
+map one copy instead of casting one each."""
 
 import logging
 from collections.abc import Iterable
