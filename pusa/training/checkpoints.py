@@ -126,8 +126,8 @@ class Checkpoints(L.Callback):
 
     keep_last: how many are kept; the best one by `monitor` (a logged held-out value, the smaller
     the better; None: no best) is kept beside them. Ctrl-C and SIGTERM finish the running step on
-    all processes, save, and end the run; a second Ctrl-C ends at once. SIGUSR1 and SIGUSR2
-    under SLURM do as SIGTERM and put the job back into the queue.
+    all processes, save, and end the run; a second Ctrl-C ends at once. Under SLURM, SIGUSR1 and
+    SIGUSR2 do as SIGTERM and put the job back into the queue.
     """
 
     def __init__(
@@ -276,15 +276,26 @@ def _validates_now(trainer: Any, batch_idx: int) -> bool:
     )
 
 
-def come_back(first: bool) -> None:
-    """Have SLURM put this job back into the queue and end its processes; `first` asks for it.
+def come_back(first: bool, asked: bool) -> None:
+    """Have SLURM put this job back into the queue and end its processes, if that was asked for or
+    the job is preempted. Every process calls it; `first` speaks to SLURM.
 
-    Returns only if that does not happen. A process that ended by itself meanwhile would make srun
-    end the others and the job, as failed, before the first has asked.
+    Returns where that does not happen. A process that ended by itself meanwhile would make srun end
+    the others, and the job would have failed: SLURM does not start it again, preempted or not.
     """
+    if not max_over_ranks(torch.tensor(int(asked or (first and preempted())))):
+        return
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # SLURM's; submitit would have it ignored
     if not first or requeue():
         time.sleep(PATIENCE)
+
+
+def preempted() -> bool:
+    """Whether SLURM is taking this job's place away."""
+    show = ["scontrol", "show", "job", "--oneliner", os.environ["SLURM_JOB_ID"]]
+    said = subprocess.run(show, capture_output=True, text=True, check=False).stdout
+    time_of_it = re.search(r"\bPreemptTime=(\S+)", said)
+    return time_of_it is not None and time_of_it[1] not in ("None", "N/A", "Unknown")
 
 
 def requeue() -> bool:

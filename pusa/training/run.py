@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -171,8 +172,8 @@ def fit(
         signalled = 1
     if signalled:
         log.warning("stopped at step %d; the same command goes on from there.", trainer.global_step)
-        if signalled == 2:
-            come_back(trainer.is_global_zero)
+        if "SLURM_JOB_ID" in os.environ:
+            come_back(trainer.is_global_zero, asked=signalled == 2)
         sys.exit(130)
 
 

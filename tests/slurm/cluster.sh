@@ -100,7 +100,10 @@ SlurmdParameters=config_overrides
 GresTypes=gpu
 NodeName=node1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$port_1 CPUs=32 CoresPerSocket=32 RealMemory=8000 Gres=gpu:8
 NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port=$port_2 CPUs=32 CoresPerSocket=32 RealMemory=8000 Gres=gpu:8
-PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=main Nodes=node[1-2] Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=60
+PartitionName=urgent Nodes=node[1-2] MaxTime=INFINITE State=UP PriorityTier=2
 CONF
 touch "$folder"/gpu{0..7}
 echo "Name=gpu File=$folder/gpu[0-7]" >"$folder/gres.conf"
