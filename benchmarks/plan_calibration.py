@@ -31,13 +31,14 @@ from pusa.weights.lora import LoRA
 RESULTS = Path(__file__).parent / "results" / "plan_calibration.json"
 POLICIES = ("none", "every_2", "blocks", "offload")
 aten = torch.ops.aten
-ATTENTION = {
+UNKNOWN_TO_TORCH = {
     aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **kw: sdpa_flop_count(
         q, k, v
     ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **kw: (
         sdpa_backward_flop_count(g, q, k, v)
     ),
+    aten.addmm_: lambda bias, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
 }
 
 
@@ -90,7 +91,7 @@ def real_step(backbone: nn.Module, model: Model, work: Work) -> tuple[int, float
         model.flow.loss(velocity, latents, noise, sigma).backward()
         backbone.zero_grad()
 
-    with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         step()  # also fills the tables that models keep
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()

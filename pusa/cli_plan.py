@@ -127,6 +127,7 @@ def read_job(cfg: DictConfig, strategy: str | None, ranks: int):
         grid_clips=0 if grid is None else min(grid.num_clips, 64),
         keep_last=checkpoints.get("keep_last", 1),
         num_workers=cfg.data.batches.num_workers,
+        encode_on_gpu=cfg.model.device != "cpu",
         clips=cfg.data.get("num_clips") if cfg.data.train.toy is not None else None,
     )
 
@@ -139,8 +140,9 @@ WAN22_VAE: Mapping[str, Any] = MappingProxyType({
     "in_channels": 12, "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16,
     "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48,  # not needed here
 })  # fmt: skip
-UMT5_XXL: Mapping[str, Any] = MappingProxyType({
-    "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24,
+MOCHI_CHANNELS = 12
+XXL: Mapping[str, Any] = MappingProxyType({  # T5 and UMT5 differ in their vocabulary
+    "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24,
     "num_heads": 64, "feed_forward_proj": "gated-gelu",
 })  # fmt: skip
 
@@ -158,7 +160,7 @@ def vae_part(model, size: tuple[int, int, int]):
         if spec in ((16, 8), (48, 16)):
             arguments = WAN21_VAE if spec == (16, 8) else WAN22_VAE
             vae = wrap_wan(diffusers.AutoencoderKLWan(**arguments))
-        elif spec == (12, 8):
+        elif spec == (MOCHI_CHANNELS, 8):
             vae = wrap_mochi(diffusers.AutoencoderKLMochi())
         else:
             return _nothing(), "the VAE is a small one of the replica, left out"
@@ -181,25 +183,31 @@ def vae_part(model, size: tuple[int, int, int]):
 
 
 def text_part(model):
-    """A text encoder as wide as the model expects, and a note on it."""
-    from transformers import UMT5Config, UMT5EncoderModel
+    """The text encoder of the model's family, and a note on it; traced on one caption."""
+    import transformers
 
     from pusa.training.footprint import DEVICE, run_module
     from pusa.training.plan import Part
 
-    if model.backbone.keywords.get("text_dim", UMT5_XXL["d_model"]) != UMT5_XXL["d_model"]:
+    if model.backbone.keywords.get("text_dim", XXL["d_model"]) != XXL["d_model"]:
         return _nothing(), "the text encoder is a small one of the replica, left out"
     with torch.device("meta"):
-        encoder = UMT5EncoderModel(UMT5Config(**UMT5_XXL))
+        if model.spec.channels == MOCHI_CHANNELS:  # whose vendor has it in float32
+            name, dtype = "T5-XXL in float32", torch.float32
+            encoder = transformers.T5EncoderModel(transformers.T5Config(vocab_size=32128, **XXL))
+        else:
+            name, dtype = "UMT5-XXL in bfloat16", torch.bfloat16
+            config = transformers.UMT5Config(vocab_size=256384, **XXL)
+            encoder = transformers.UMT5EncoderModel(config)
     for parameter in encoder.parameters():
-        parameter.data = parameter.data.bfloat16()
+        parameter.data = parameter.data.to(dtype)
     weights = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    tokens = torch.Size((1, model.text_len))
+    shape = (1, model.text_len)
     footprint = run_module(
         encoder.eval(),
-        lambda e: e(input_ids=torch.empty(tokens, dtype=torch.long, device=DEVICE)),
+        lambda e: e(input_ids=torch.empty(shape, dtype=torch.long, device=DEVICE)),
     )
-    return Part(weights, footprint), "the text encoder is UMT5-XXL in bfloat16"
+    return Part(weights, footprint), f"the text encoder is {name}"
 
 
 def _nothing():

@@ -76,9 +76,13 @@ def test_the_vaes_have_as_many_parameters_as_the_vendors(arguments, count: int):
     assert sum(p.numel() for p in vae.parameters()) == count
 
 
-def test_the_text_encoder_is_that_of_wan():
-    from transformers import UMT5Config, UMT5EncoderModel
+@pytest.mark.parametrize(
+    ("kind", "vocabulary", "count"), [("UMT5", 256384, 5_680_910_336), ("T5", 32128, 4_762_310_656)]
+)
+def test_the_text_encoders_have_as_many_as_the_vendors(kind: str, vocabulary: int, count: int):
+    import transformers
 
+    config = getattr(transformers, f"{kind}Config")(vocab_size=vocabulary, **cli_plan.XXL)
     with torch.device("meta"):
-        encoder = UMT5EncoderModel(UMT5Config(**cli_plan.UMT5_XXL))
-    assert sum(p.numel() for p in encoder.parameters()) == 5_680_910_336
+        encoder = getattr(transformers, f"{kind}EncoderModel")(config)
+    assert sum(p.numel() for p in encoder.parameters()) == count

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from pusa.training.gpus import Cluster
+from pusa.training.gpus import GIB, Cluster
 from pusa.training.plan import Estimate, Job, Planner
 from pusa.training.sharding import STRATEGIES
 from pusa.weights.lora import LoRA
@@ -69,8 +69,8 @@ def with_rank(job: Job, rank: int) -> Job:
 
 
 def largest(planner: Planner, job: Job, cluster: Cluster) -> Largest:
-    """Grids are left out of the search: they can be switched off."""
-    job = replace(job, grid_clips=0)
+    """Grids and encoding are left out of the search: both can be had elsewhere."""
+    job = replace(job, grid_clips=0, encode_on_gpu=False)
 
     def room(changed: Job) -> float:
         return planner.estimate(changed, cluster).room
@@ -127,7 +127,10 @@ def changes(planner: Planner, job: Job, cluster: Cluster, found: Largest) -> lis
 
 
 def _same_result(planner: Planner, job: Job, cluster: Cluster) -> Iterator[Change]:
-    """Other ways to compute the same steps: policy, strategy, passes, number of GPUs."""
+    """Other ways to compute the same steps: policy, strategy, passes, number of GPUs. Clips are
+    encoded on the CPU if a GPU cannot."""
+    encode = next((p for p in planner.estimate(job, cluster).phases if p.name == "encode"), None)
+    on_gpu = encode is not None and encode.total <= cluster.gpu.memory * GIB
     for count in (cluster.count, 2 * cluster.count, 4 * cluster.count):
         if job.samples % count or (count > cluster.per_node and count % cluster.per_node):
             continue
@@ -137,7 +140,10 @@ def _same_result(planner: Planner, job: Job, cluster: Cluster) -> Iterator[Chang
             micro = one or job.micro_batch
             if (strategy.name == "single" and count > 1) or (job.samples // count) % (micro or 1):
                 continue
-            changed = replace(job, checkpointing=policy, strategy=strategy, micro_batch=micro)
+            changed = replace(
+                job, checkpointing=policy, strategy=strategy, micro_batch=micro,
+                encode_on_gpu=on_gpu,
+            )  # fmt: skip
             words = _words(job, changed, cluster, wider)
             if words:
                 yield Change(words, planner.estimate(changed, wider))
@@ -151,6 +157,8 @@ def _words(job: Job, changed: Job, cluster: Cluster, wider: Cluster) -> tuple[st
         words.append(f"strategy={changed.strategy.name}")
     if changed.micro_batch != job.micro_batch:
         words.append(f"micro_batch={changed.micro_batch}")
+    if changed.encode_on_gpu != job.encode_on_gpu:
+        words.append("model.device=cpu")
     if wider.count != cluster.count:
         words.append(f"--gpus {wider.count}")
     return tuple(words)

@@ -31,6 +31,10 @@ _FAKE = FakeTensorMode()  # one for all traces, because the models' cached table
 _aten = torch.ops.aten
 _FLASH = _aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = _aten._scaled_dot_product_flash_attention_for_cpu_backward
+_IN_PLACE: dict[Any, Any] = {
+    _aten.addmm_: _aten.addmm,
+    _aten.baddbmm_: _aten.baddbmm,
+}  # torch counts no such
 TRAINER_PRECISIONS: Mapping[str, bool] = MappingProxyType({"bf16-mixed": True, "32-true": False})
 
 
@@ -154,15 +158,15 @@ class Ledger(TorchDispatchMode):
         self._live[purpose] -= size
 
     def _count(self, func, args, kwargs, out) -> None:
-        packet = getattr(func, "_overloadpacket", None)
+        packet: Any = getattr(func, "_overloadpacket", None)
         if packet is _FLASH:
             self.flops += sdpa_flop_count(*(x.shape for x in args[:3]))
         elif packet is _FLASH_BACKWARD:
             self.flops += sdpa_backward_flop_count(*(x.shape for x in args[:4]))
             query = args[1]
             self.workspace = max(self.workspace, 4 * query.numel() + 4 * query[..., 0].numel())
-        elif packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif (counted := _IN_PLACE.get(packet, packet)) in flop_registry:
+            self.flops += flop_registry[counted](*args, **kwargs, out_val=out)
 
     def is_gradient(self, tensor: Tensor) -> None:
         """The tensor has become a weight's gradient."""

@@ -33,7 +33,8 @@ class Job:
 
     samples: clips of a step over all processes; micro_batch: of one pass, None for all that a
     process has; size: frames, height and width in pixels; grid_clips: of the sample grids, 0 for
-    none; clips: to be cached, None if not known; average: an EMA is kept.
+    none; clips: to be cached, None if not known; average: an EMA is kept; encode_on_gpu: or on the
+    CPU, as model.device says.
     """
 
     lora: LoRA | None
@@ -49,6 +50,7 @@ class Job:
     keep_last: int = 2
     num_workers: int = 0
     clips: int | None = None
+    encode_on_gpu: bool = True
 
     def batch(self, ranks: int) -> int:
         """Clips of one pass of one process. ValueError if they cannot be divided so."""
@@ -151,10 +153,10 @@ class Planner:
         ranks = cluster.count
         footprint = self.footprint(job, job.batch(ranks))
         weights = Weights.of(self._plain, job.lora, PRECISIONS[self.model.dtype].itemsize)
-        held = shares(weights, job.strategy, ranks)
+        held = shares(weights, job.strategy, ranks, job.passes(ranks))
         phases = (
             self._start(held, cluster),
-            self._encode(cluster),
+            *([self._encode(cluster)] if job.encode_on_gpu else []),
             self._train(job, held, weights, footprint, cluster),
             *([self._grid(job, held, weights, cluster)] if job.grid_clips else []),
             self._export(job, held, weights, cluster),

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from pusa.training.fitting import Change, Largest
+from pusa.training.fitting import RANKS, Change, Largest
 from pusa.training.gpus import ASSUMPTIONS, GIB
 from pusa.training.plan import Estimate
 
@@ -103,7 +103,7 @@ class PlanReport:
 
     def _bill(self) -> str:
         one = self.estimate
-        parts = ", ".join(f"{name} {value:.2g}" for name, value in one.seconds.items())
+        parts = ", ".join(f"{name} {value:.3g}" for name, value in one.seconds.items())
         price = one.cluster.hourly / one.cluster.count
         return (
             f"A step takes {one.step_seconds:.3g} s ({parts}): "
@@ -117,7 +117,7 @@ class PlanReport:
         if self.largest is None:
             return ""
         shown = {
-            "rank": self.largest.rank,
+            "rank": f"{RANKS[-1]} or more" if self.largest.rank == RANKS[-1] else self.largest.rank,
             "frames": self.largest.frames,
             "resolution": self.largest.resolution and "{}x{}".format(*self.largest.resolution),
         }

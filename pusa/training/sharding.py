@@ -114,8 +114,11 @@ class Shares:
         return self.base + self.trainable + self.gathered
 
 
-def shares(weights: Weights, strategy: Strategy, ranks: int) -> Shares:
-    """Under DeepSpeed the trainable weights exist twice: as the network's and as flat masters."""
+def shares(weights: Weights, strategy: Strategy, ranks: int, passes: int = 1) -> Shares:
+    """Under DeepSpeed the trainable weights exist twice: as the network's and as flat masters.
+
+    passes: of a step, each of which gathers the divided weights of stage 3 anew.
+    """
     stage, train = strategy.stage, weights.trainable_bytes
     part = -(-train // ranks)
     masters = part if stage else 0
@@ -128,10 +131,10 @@ def shares(weights: Weights, strategy: Strategy, ranks: int) -> Shares:
         base + part if strategy.offload_params else 0
     )
     bucket = FLOAT32 * BUCKET
-    # Reduce: every gradient once; gather: updated weights once, or, divided, both passes' weights.
-    moved = train + (2 * whole if stage == 3 else train)
+    # Gradients once, and the updated weights once; or, divided, all weights forward and backward.
+    moved = train + (2 * passes * whole if stage == 3 else train)
     copied = 2 * part if strategy.offload_optimizer else 0
-    copied += 2 * (base + part) if strategy.offload_params else 0
+    copied += 2 * passes * (base + part) if strategy.offload_params else 0
     # torch's and DeepSpeed's Adam hold one more tensor of the masters' size while they step.
     step = 0 if strategy.offload_optimizer else (part if stage else train)
     return Shares(
