@@ -50,6 +50,7 @@ def legs(cfg: DictConfig) -> Iterator[DictConfig]:
 
 def train_one(cfg: DictConfig) -> None:
     """One run on every process that was started for it."""
+    ranks.hush_others()
     for group in ("lora", "timesteps", "task", "sampler"):
         entry.build(cfg[group])  # refuses bad values before any work
     answer = ranks.first_decides(lambda: decide(cfg), cfg.trainer.get("num_nodes", 1))

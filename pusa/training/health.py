@@ -36,8 +36,8 @@ class Health(L.Callback):
 
     `bad_steps/step_00000123_rank_0.safetensors` holds latents, text, sigmas and indices for
     `pusa replay`. stop_after: so many such steps in a row end the run (ValueError). Logs
-    train/grad_norm, train/skipped and, every log_every_n_steps, train/update_ratio:
-    |step| / |weights| over some of the trained tensors.
+    train/grad_norm (before clipping), train/lr, train/skipped and train/update_ratio, |step| /
+    |weights| over some of the trained tensors.
     """
 
     def __init__(self, folder: str | Path, stop_after: int = 10):
@@ -46,6 +46,7 @@ class Health(L.Callback):
         self.folder, self.stop_after = Path(folder) / BAD_STEPS, stop_after
         self.skipped = self.in_a_row = 0
         self._norm: float | None = None
+        self._rate = 0.0
         self._before: dict[str, Tensor] = {}
         self._passes: list[Any] = []
 
@@ -58,6 +59,7 @@ class Health(L.Callback):
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are whole here but under DeepSpeed; without one, Adam leaves a tensor be."""
+        self._rate = float(optimizer.param_groups[0]["lr"])
         if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             self._before = {n: own_part(p).detach().clone() for n, p in _sampled(pl_module)}
         if isinstance(trainer.strategy, ZeRO):
@@ -84,7 +86,8 @@ class Health(L.Callback):
             self.in_a_row = 0
             seen = {"train/grad_norm": norm} | self._update(pl_module)
         if trainer.global_step % trainer.log_every_n_steps == 0:
-            publish(trainer, seen | {"train/skipped": float(self.skipped)})
+            always = {"train/skipped": float(self.skipped), "train/lr": self._rate}
+            publish(trainer, seen | always)
         self._before, self._passes = {}, []
 
     def _update(self, pl_module: Any) -> dict[str, float]:
@@ -183,9 +186,9 @@ class LossMap(L.Callback):
         publish(trainer, means)
         drawn = sum_over_ranks(self._drawn).cpu()
         self._drawn = torch.zeros_like(self._drawn)
-        edges = [i / HISTOGRAM for i in range(HISTOGRAM + 1)]
+        edges = torch.linspace(0, 1, HISTOGRAM + 1).numpy()
         for logger in (one for one in trainer.loggers if isinstance(one, WandbLogger)):
-            shown: Any = wandb.Histogram(np_histogram=(drawn.long().tolist(), edges))
+            shown: Any = wandb.Histogram(np_histogram=(drawn.long().numpy(), edges))
             logger.log_metrics({"train/sigmas": shown}, step=trainer.global_step - 1)
         if trainer.is_global_zero:
             write_json(self.path, describe(total, trainer.global_step))

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.environments import (
     SLURMEnvironment,
     TorchElasticEnvironment,
 )
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 PATIENCE = timedelta(days=7)  # encoding a data set may take long
@@ -42,6 +43,15 @@ def is_first() -> bool:
     if isinstance(found, LightningEnvironment):
         return found.node_rank() == 0 and found.local_rank() == 0
     return found.global_rank() == 0
+
+
+def hush_others() -> None:
+    """What "only the first process" does, logs and writes must hold before Lightning has connected
+    the processes, too: it would take every node's first for the first of all."""
+    if not is_first():
+        rank_zero_only.rank = 1  # until Lightning knows better
+        for name in ("pusa", "train"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def first_decides(decide: Callable[[], dict], num_nodes: int = 1) -> dict:

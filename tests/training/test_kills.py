@@ -4,6 +4,7 @@ beyond the last checkpoint, and the result is that of a run which was left alone
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ def test_twenty_kills_at_random_moments(place):
         command, cwd=REPOSITORY, env=environment(), timeout=850, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    attempts = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"done')]
+    attempts = [json.loads(found) for found in re.findall(r'\{"done".*?\}', done.stdout)]
     assert len(attempts) == KILLS
     assert not [a for a in attempts if a["done"] or a["damaged"]]
     reached = [a["reached"] for a in attempts]
@@ -141,3 +142,77 @@ def test_a_kill_of_one_of_two_processes_ends_both_and_the_rest_goes_on(place):
     subprocess.run([*command, "name=killed"], cwd=REPOSITORY, env=env, check=True, timeout=200)
     assert same_lora(place / "outputs" / "whole", run)
     assert rows(run) == rows(place / "outputs" / "whole")
+
+
+def test_an_exception_in_a_worker_ends_the_run_and_the_rest_goes_on(small_run, monkeypatch):
+    """Reading fails once in a data worker, as a network disk does."""
+    from pusa.data.cache import LatentCache
+
+    names = ("lives", "fails")
+    configs = [
+        small_run(
+            "tiny_vta",
+            "lora.rank=4",
+            "callbacks.checkpoints.every=1",
+            f"name={name}",
+            "callbacks.grid=null",
+            "data.batches.num_workers=1",
+            "data.batches.in_memory=false",
+        )
+        for name in names
+    ]
+    train.train(configs[0])
+    read, calls = LatentCache.read, []
+
+    def failing(self, kind, key):
+        calls.append(key)
+        if len(calls) == 2 * 4 * 3 + 1:  # latents and text of 4 clips a step: in the fourth
+            raise OSError(5, "Input/output error", str(self.folder))
+        return read(self, kind, key)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LatentCache, "read", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            train.train(configs[1])
+    saved = newest_sound(Path(configs[1].paths.run))
+    assert saved is not None
+    assert 1 <= saved.step <= 3
+    train.train(configs[1])
+    one, two = (Path(cfg.paths.run) for cfg in configs)
+    assert same_lora(one, two)
+    assert rows(one) == rows(two)
+
+
+def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(small_run, monkeypatch):
+    import lightning as L
+
+    configs = [
+        small_run(
+            "tiny_vta",
+            "lora.rank=4",
+            "callbacks.checkpoints.every=1",
+            f"name={name}",
+            "callbacks.grid=null",
+        )
+        for name in ("lives", "full")
+    ]
+    train.train(configs[0])
+    save, calls = L.Trainer.save_checkpoint, []
+
+    def full(self, path, *args, **options):
+        calls.append(path)
+        if len(calls) == 3:
+            Path(path).write_bytes(b"half of it")
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+        return save(self, path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(L.Trainer, "save_checkpoint", full)
+        with pytest.raises(OSError, match="could not be written whole"):
+            train.train(configs[1])
+    run = Path(configs[1].paths.run)
+    assert newest_sound(run).step == 2
+    assert not list((run / "checkpoints").glob(".*partial"))
+    train.train(configs[1])
+    assert same_lora(Path(configs[0].paths.run), run)
+    assert rows(Path(configs[0].paths.run)) == rows(run)

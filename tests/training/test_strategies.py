@@ -27,7 +27,7 @@ def overrides(root: Path) -> list[str]:
         "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "callbacks.grid=null",
         "callbacks.checkpoints.every=2", "callbacks.ema.decay=0.9", "callbacks.loss_map.every=3",
         "trainer.accelerator=cpu", "module.schedule.warmup=2", f"paths.root={root}",
-        "timesteps.clean_share=0.2",
+        "timesteps.clean_share=0.2", "trainer.gradient_clip_val=0.01",
     ]  # fmt: skip
 
 
