@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pusa import cli_data, cli_plan, cli_weights, entry
+from pusa import cli_data, cli_plan, cli_train, cli_weights, entry
 
 log = logging.getLogger(__name__)
 SIDECAR_TARGETS = (
@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     text.set_defaults(run=_text_encoder)
     cli_weights.add_commands(commands)
     cli_data.add_commands(commands)
+    cli_train.add_commands(commands)
     cli_plan.add_commands(commands)
     return parser
 

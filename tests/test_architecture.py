@@ -57,6 +57,7 @@ ROOF = {
     "pusa/cli_data.py",
     "pusa/cli_weights.py",
     "pusa/cli_cache.py",
+    "pusa/cli_train.py",
     "pusa/cli_plan.py",
     "pusa/entry.py",
     "train.py",
