@@ -79,7 +79,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 
 def _is_cast(model) -> bool:
-    """Whether loading copies the base into another dtype; yes, if its files are not here."""
+    """Whether the base has another dtype than it trains in; yes, if its files are not here."""
     from pusa.pipelines.build import PRECISIONS
     from pusa.weights.files import open_checkpoint_files
 

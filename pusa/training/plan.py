@@ -137,8 +137,8 @@ class Estimate:
 class Planner:
     """Estimates for one model. A trace takes seconds, so that each is kept.
 
-    vae, text_encoder: of the preparing phase. base_cast: whether loading copies the base, because
-    its files have another dtype than it trains in.
+    vae, text_encoder: of the preparing phase. base_cast: whether the base's files have another
+    dtype than it trains in, so that several processes first write a copy for all to map.
     """
 
     def __init__(self, model: Model, vae: Part, text_encoder: Part, base_cast: bool = True):
@@ -163,7 +163,7 @@ class Planner:
         )
         return Estimate(
             job, cluster, phases, footprint, weights.trainable,
-            self._host(job, held, weights, footprint, cluster), self._disk(job, weights),
+            self._host(job, held, weights, footprint, cluster), self._disk(job, weights, cluster),
             _seconds(job, held, weights, footprint, cluster),
         )  # fmt: skip
 
@@ -244,15 +244,14 @@ class Planner:
     ) -> dict[str, int]:
         """Of one node, all its processes together."""
         ranks = cluster.ranks_per_node
-        copies = ranks * weights.frozen_bytes if self.base_cast else weights.frozen_bytes
         return {
-            "loading (start only)": copies,
+            "base, mapped once": weights.frozen_bytes or weights.trainable_bytes,
             "activations": ranks * footprint.host,
             "weights, optimizer": ranks * held.host,
             "processes": round(ranks * (PROCESS + 2 * job.num_workers * WORKER)),
         }
 
-    def _disk(self, job: Job, weights: Weights) -> dict[str, int]:
+    def _disk(self, job: Job, weights: Weights, cluster: Cluster) -> dict[str, int]:
         channels, frames, height, width = self.model.latent_shape(*job.size)
         text_dim: int = self._plain.text_dim  # pyright: ignore[reportAssignmentType]
         latents = BFLOAT16 * channels * frames * height * width
@@ -261,8 +260,10 @@ class Planner:
         checkpoints = f"checkpoints ({job.keep_last} + 1 being written)"
         exported = BFLOAT16 * weights.trainable
         files = weights.frozen_bytes or BFLOAT16 * weights.trainable
+        base = weights.frozen_bytes or weights.trainable_bytes
         return {
             "base, VAE, text encoder": files + self.vae.weights + self.text_encoder.weights,
+            "base, cast for all to map": base if self.base_cast and cluster.count > 1 else 0,
             cached: clip * (job.clips or 1),
             checkpoints: (job.keep_last + 1) * 3 * weights.trainable_bytes,
             "result": exported,
