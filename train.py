@@ -53,7 +53,7 @@ def train_one(cfg: DictConfig) -> None:
     ranks.hush_others()
     for group in ("lora", "timesteps", "task", "sampler"):
         entry.build(cfg[group])  # refuses bad values before any work
-    answer = ranks.first_decides(lambda: decide(cfg), cfg.trainer.get("num_nodes", 1))
+    answer = ranks.first_decides(lambda: decide(cfg), cfg.name, cfg.trainer.get("num_nodes", 1))
     if answer["finished"]:
         return
     recipe, folder = answer["recipe"], Path(cfg.paths.run)

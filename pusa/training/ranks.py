@@ -21,7 +21,7 @@ from lightning.fabric.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 PATIENCE = timedelta(days=7)  # encoding a data set may take long
-ANSWER = "PUSA_ANSWER"  # how a process tells those that it starts itself
+ANSWERS = "PUSA_ANSWERS"  # how a process tells those that it starts itself: its number, answers
 PORT_STEP = 5000  # away from the port that torch.distributed will use
 _open: list[dist.TCPStore] = []  # the first process serves its answer until it ends
 
@@ -54,40 +54,42 @@ def hush_others() -> None:
             logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def first_decides(decide: Callable[[], dict], num_nodes: int = 1) -> dict:
+def first_decides(decide: Callable[[], dict], about: str, num_nodes: int = 1) -> dict:
     """The first process's answer, a dict of plain values, on every process.
 
     decide: runs on the first process only. If it fails there, the others raise ValueError.
-    num_nodes: of the run, which several nodes started by hand must know.
+    about: what is asked, the run's name: one command may make several runs, of which the first may
+    be finished. num_nodes: of the run, which several nodes started by hand must know.
     """
     if dist.is_available() and dist.is_initialized():
         return _ask_group(decide)
     found = environment()
     own_children = isinstance(found, LightningEnvironment)
-    told_by, _, told = os.environ.get(ANSWER, "").partition(" ")
-    if own_children and "LOCAL_RANK" in os.environ and told and told_by != str(os.getpid()):
-        return _unpacked(told)
+    told_by, _, told = os.environ.get(ANSWERS, "").partition(" ")
+    answers = json.loads(told or "{}")
+    if own_children and "LOCAL_RANK" in os.environ and answers and told_by != str(os.getpid()):
+        return _unpacked(answers[about])
     alone = num_nodes == 1 if own_children else found.world_size() == 1
     store = None if alone else _connect(found)
     if store is not None and not is_first():
         log.info("waiting for the first process ...")
-        answer = _waited(store)
+        answer = _waited(store, about)
     else:
-        answer = _decided(decide, store)
-    if own_children:
-        os.environ[ANSWER] = f"{os.getpid()} {answer}"  # for those that Lightning starts from here
+        answer = _decided(decide, store, about)
+    if own_children:  # for those that Lightning starts from here, who ask all questions again
+        os.environ[ANSWERS] = f"{os.getpid()} {json.dumps(answers | {about: answer})}"
     return _unpacked(answer)
 
 
-def _decided(decide: Callable[[], dict], store: dist.TCPStore | None) -> str:
+def _decided(decide: Callable[[], dict], store: dist.TCPStore | None, about: str) -> str:
     try:
         answer = json.dumps({"answer": decide()})
     except BaseException as error:
         if store is not None:
-            store.set(_key(), json.dumps({"failed": f"{type(error).__name__}: {error}"}))
+            store.set(_key(about), json.dumps({"failed": f"{type(error).__name__}: {error}"}))
         raise
     if store is not None:
-        store.set(_key(), answer)
+        store.set(_key(about), answer)
     return answer
 
 
@@ -112,6 +114,8 @@ def _ask_group(decide: Callable[[], dict]) -> dict:
 
 def _connect(found: ClusterEnvironment) -> dist.TCPStore:
     """A place to meet: torchrun's own store, or one that the first process serves."""
+    if _open:
+        return _open[0]
     served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     port = found.main_port if served else (found.main_port + PORT_STEP - 1024) % 64000 + 1024
     host = is_first() and not served
@@ -122,16 +126,16 @@ def _connect(found: ClusterEnvironment) -> dist.TCPStore:
     return store
 
 
-def _waited(store: dist.TCPStore) -> str:
+def _waited(store: dist.TCPStore, about: str) -> str:
     try:
-        return store.get(_key()).decode()
+        return store.get(_key(about)).decode()
     except RuntimeError as error:
         raise ValueError(f"the first process ended before it answered ({error}).") from error
 
 
-def _key() -> str:
+def _key(about: str) -> str:
     """Another one for each start under the same store (torchrun starts workers again)."""
-    return f"pusa/answer/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return f"pusa/answer/{about}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 
 
 def plugins() -> list[ClusterEnvironment]:

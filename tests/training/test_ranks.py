@@ -1,6 +1,7 @@
 """Processes that are started together: the first one decides, whoever started them."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -23,15 +24,22 @@ def free_port() -> int:
 
 
 def test_a_process_alone_decides_itself_each_time(monkeypatch):
-    monkeypatch.delenv(ranks.ANSWER, raising=False)
-    assert ranks.first_decides(lambda: {"a": 1}) == {"a": 1}
-    assert ranks.first_decides(lambda: {"a": 2}) == {"a": 2}
+    monkeypatch.delenv(ranks.ANSWERS, raising=False)
+    assert ranks.first_decides(lambda: {"a": 1}, "run") == {"a": 1}
+    assert ranks.first_decides(lambda: {"a": 2}, "run") == {"a": 2}
 
 
-def test_a_child_of_lightnings_takes_its_parents_answer(monkeypatch):
+def test_a_child_of_lightnings_takes_its_parents_answers(monkeypatch):
+    """Also where the first expert was finished, and the child is started for the second."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    monkeypatch.delenv(ranks.ANSWERS, raising=False)
+    ranks.first_decides(lambda: {"a": 3}, "run/high")
+    ranks.first_decides(lambda: {"a": 4}, "run/low")
+    told = os.environ[ranks.ANSWERS].partition(" ")[2]
+    monkeypatch.setenv(ranks.ANSWERS, f"0 {told}")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setenv(ranks.ANSWER, f"0 {json.dumps({'answer': {'a': 3}})}")
-    assert ranks.first_decides(lambda: {"a": 4}) == {"a": 3}
+    assert ranks.first_decides(lambda: {"a": 5}, "run/high") == {"a": 3}
+    assert ranks.first_decides(lambda: {"a": 5}, "run/low") == {"a": 4}
 
 
 ASKS = """
@@ -42,7 +50,8 @@ def decide():
     if sys.argv[1] == "fails":
         raise ValueError("no clips are left")
     return {"pid": os.getpid()}
-print(ranks.first_decides(decide, num_nodes=2), flush=True)
+print(ranks.first_decides(lambda: {"finished": True}, "run/high", num_nodes=2), flush=True)
+print(ranks.first_decides(decide, "run/low", num_nodes=2), flush=True)
 time.sleep(2)
 """
 
@@ -66,7 +75,7 @@ def test_the_first_of_two_nodes_answers_both_and_its_failure_is_theirs(word):
     (out0, err0), (out1, err1) = (node.communicate(timeout=120) for node in nodes)
     if word == "works":
         assert out0 == out1
-        assert eval(out0) == {"pid": nodes[0].pid}
+        assert out0.splitlines() == ["{'finished': True}", f"{{'pid': {nodes[0].pid}}}"]
     else:
         assert "ValueError: no clips are left" in err0
         assert "the first process stopped (ValueError: no clips are left)" in err1
