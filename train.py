@@ -15,7 +15,7 @@ from pusa.pipelines.prepare import prepare
 from pusa.training import ranks
 from pusa.training.callbacks import Export
 from pusa.training.checkpoints import Checkpoints, Saved, read_saved
-from pusa.training.loggers import build_loggers
+from pusa.training.loggers import build_loggers, close_wandb
 from pusa.training.run import RunFolder, fit
 
 log = logging.getLogger(__name__)
@@ -29,6 +29,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     entry.prepare_process(cfg, overrides)
     for leg in legs(cfg):
         train_one(leg)
+        close_wandb()
         gc.collect()  # the first expert's weights go before the second's come
 
 
@@ -83,13 +84,13 @@ def decide(cfg: DictConfig) -> dict:
     model.ensure_files()
     recipe = entry.run_config(cfg) | {"inputs": model.input_marks()}
     folder = RunFolder(cfg.paths.run)
-    if folder.finished(recipe, cfg.overwrite):
+    again = folder.came_back()
+    resume, overwrite = "auto" if again else cfg.resume, cfg.overwrite and not again
+    sources = [entry.build(node) for node in (cfg.data.train, cfg.data.heldout) if node is not None]
+    if folder.finished(recipe, overwrite):
         log.info("%s is finished: %s (overwrite=true trains anew).", folder.path, folder.result())
         return {"finished": True}
-    saved: Saved | None = folder.open(
-        recipe, cfg.resume, cfg.overwrite, entry.differences, cfg.allow
-    )
-    sources = [entry.build(node) for node in (cfg.data.train, cfg.data.heldout) if node is not None]
+    saved: Saved | None = folder.open(recipe, resume, overwrite, entry.differences, cfg.allow)
     indices = prepare(sources, cfg.paths.cache, model, settings, entry.progress_bars)
     weights = None
     if cfg.trainer.get("devices", 1) != 1:  # several processes of a machine map one copy

@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from pusa import entry
 from pusa.atomic import replacing, write_json
-from pusa.training.loggers import build_loggers, wandb_key_at_hand
+from pusa.training.loggers import build_loggers, close_wandb, wandb_key_at_hand
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_other_file(tmp_path):
@@ -70,8 +70,19 @@ def test_wandb_is_offline_unless_logged_in_and_off_by_flag(tmp_path, monkeypatch
     assert isinstance(csv, CSVLogger)
     assert isinstance(wandb, WandbLogger)
     assert wandb._offline
+    close_wandb()
     assert len(build_loggers(tmp_path, "pusa", "run", "off")) == 1
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x")
     assert wandb_key_at_hand()
     with pytest.raises(ValueError, match="auto, online, offline, off"):
         build_loggers(tmp_path, "pusa", "run", "yes")
+
+
+def test_the_second_run_of_a_process_is_another_run_at_wandb(tmp_path):
+    seen = []
+    for name in ("high", "low"):
+        logger = build_loggers(tmp_path / name, "pusa", name, "offline")[1]
+        seen.append(logger.experiment.id)
+        assert seen[-1] == (tmp_path / name / "wandb_run").read_text()
+        close_wandb()
+    assert len(set(seen)) == 2

@@ -32,6 +32,7 @@ class Averaged(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """After a checkpoint has been restored and ZeRO-3 has divided what it divides."""
         if not self.decay:
+            self._average = {}  # of a run that went on with one
             return
         parts = _parts(pl_module)
         restored, self._average = self._average, {}

@@ -199,13 +199,22 @@ class Checkpoints(L.Callback):
         if self.monitor not in trainer.callback_metrics:
             known = ", ".join(sorted(map(str, trainer.callback_metrics)))
             raise ValueError(f"callbacks.checkpoints.monitor={self.monitor!r}: there is {known}.")
-        return float(trainer.callback_metrics[self.monitor])
+        value = float(trainer.callback_metrics[self.monitor])
+        return value if math.isfinite(value) else None
 
     def state_dict(self) -> dict[str, float]:
         return {"best": self._best}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._best = state_dict["best"]
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: Any) -> None:
+        """Lightning counts passes, and a step may take another number of them than before."""
+        step = checkpoint["global_step"]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        more = step * trainer.accumulate_grad_batches - progress["total"]["processed"]
+        for counts in (progress["total"], progress["current"]):
+            counts.update({name: count + more for name, count in counts.items()})
 
     def save(self, trainer: L.Trainer, again: bool = False) -> None:
         """Write the checkpoint of this step, then drop old ones. Every process calls it.

@@ -70,6 +70,14 @@ def build_loggers(
     return [*loggers, logger]
 
 
+def close_wandb() -> None:
+    """End this process's wandb run: the next logger would write into it."""
+    import wandb
+
+    if wandb.run is not None:
+        wandb.finish()
+
+
 def wandb_id(folder: Path, start_step: int) -> str:
     """The run's own name at wandb: a new one for a new run, the same when it goes on."""
     path = folder / WANDB_RUN

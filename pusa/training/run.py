@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from pusa.atomic import write_json
+from pusa.atomic import write_json, write_text
 from pusa.training.checkpoints import (
     FOLDER,
     STATE,
@@ -21,17 +21,18 @@ from pusa.training.checkpoints import (
     Saved,
     check_room,
     come_back,
+    list_saved,
     newest_sound,
     read_saved,
 )
 from pusa.training.strategy import ZeRO
 
 log = logging.getLogger(__name__)
-CONFIG = "config.json"
+CONFIG, JOB = "config.json", "slurm_job"
 RESULTS = ("lora.safetensors", "model.safetensors", "vae")
 WRITTEN = (
-    CONFIG, FOLDER, "metrics", "samples", "wandb", "wandb_run", "bad_steps", "ema", "loss_map.json",
-    "environment.json", "memory.json", "lora.doctor.json", *RESULTS,
+    CONFIG, JOB, FOLDER, "metrics", "samples", "wandb", "wandb_run", "bad_steps", "ema",
+    "loss_map.json", "environment.json", "memory.json", "lora.doctor.json", *RESULTS,
 )  # fmt: skip
 
 
@@ -52,6 +53,13 @@ class RunFolder:
         """Whether this very recipe has been trained here to its end."""
         return not overwrite and self.result() is not None and self._recipe() == _plain(recipe)
 
+    def came_back(self) -> bool:
+        """Whether SLURM starts a job again that has begun this run: what it was told to overwrite
+        or to go back to, it has done."""
+        path = self.path / JOB
+        again = int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+        return again and path.is_file() and path.read_text() == os.environ.get("SLURM_JOB_ID")
+
     def open(
         self, recipe: Mapping, resume: str | None, overwrite: bool,
         differences: Callable[[dict, dict], list[str]], allowed: Sequence[str] = (),
@@ -65,6 +73,11 @@ class RunFolder:
         if resume not in (None, "auto", "never"):
             saved = _named(Path(resume))
             self._compare(saved.folder.parent.parent, recipe, differences, allowed)
+            for later in (one for one in list_saved(self.path) if one.step > saved.step):
+                log.warning("%s is of a run that is left here: set aside.", later.folder)
+                aside = later.folder.with_name(f"{later.folder.name}.left")
+                shutil.rmtree(aside, ignore_errors=True)
+                later.folder.rename(aside)
             self._claim(recipe)
             return saved
         if overwrite:
@@ -104,6 +117,8 @@ class RunFolder:
         if (old := self.result()) is not None:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_json(self.path / CONFIG, _plain(recipe))
+        if job := os.environ.get("SLURM_JOB_ID"):
+            write_text(self.path / JOB, job)
 
     def _recipe(self) -> dict | None:
         path = self.path / CONFIG
@@ -156,7 +171,10 @@ def fit(
             "of processes; set micro_batch."
         )
     data.trainer = trainer  # it divides a step over the trainer's processes
-    trainer.accumulate_grad_batches = getattr(data, "num_passes", 1)
+    passes = trainer.accumulate_grad_batches = getattr(data, "num_passes", 1)
+    every = trainer.val_check_interval
+    if isinstance(every, int):  # ours are steps, Lightning's passes
+        trainer.val_check_interval = every * passes
     saver = next((c for c in _callbacks(trainer) if isinstance(c, Checkpoints)), None)
     if saver is not None and trainer.is_global_zero:
         size = sum(p.numel() for p in module.parameters() if p.requires_grad)

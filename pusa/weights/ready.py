@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pusa.weights.convert import Output, write
-from pusa.weights.files import Checkpoint, read_checkpoint
+from pusa.weights.files import Checkpoint, WeightsError, read_checkpoint
 from pusa.weights.layouts import Cast
 from pusa.weights.writing import SHARD_BYTES, Progress
 
@@ -33,5 +33,9 @@ def ready_copy(
     if not target.exists():
         log.info("%s: writing a %s copy to %s, for all processes to map", path, dtype, target)
         converted = Checkpoint(checkpoint.variant, cast)
-        write(converted, Output(target, "official", shard_bytes=shard_bytes), progress)
+        try:
+            write(converted, Output(target, "official", shard_bytes=shard_bytes), progress)
+        except (OSError, WeightsError):
+            if not target.exists():  # else another run was first, with the same copy
+                raise
     return target

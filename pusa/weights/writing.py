@@ -5,6 +5,7 @@ import errno
 import glob
 import json
 import os
+import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -153,7 +154,7 @@ def replacing_folder(path: Path):
     for old in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         if not _alive(old.name.split(".")[-2]):  # of a process that was killed
             shutil.rmtree(old, ignore_errors=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{_machine()}-{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
@@ -163,8 +164,16 @@ def replacing_folder(path: Path):
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _alive(process: str) -> bool:
-    """Whether a process of this machine, by its number, may still be writing."""
+def _machine() -> str:
+    """Several share a folder, and have processes of the same numbers."""
+    return platform.node().replace(".", "_")
+
+
+def _alive(writer: str) -> bool:
+    """Whether MACHINE-NUMBER may still be writing; of other machines nobody knows."""
+    machine, _, process = writer.rpartition("-")
+    if machine != _machine():
+        return True
     try:
         os.kill(int(process), 0)
     except ProcessLookupError:

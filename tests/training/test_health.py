@@ -195,6 +195,10 @@ def test_the_average_is_the_closed_form():
     with averaged.in_place(module):
         torch.testing.assert_close(module.weight.double(), expected, rtol=1e-5, atol=1e-5)
     assert module.weight.tolist() == [29.0] * 3
+    none = Averaged(0.0)  # a run that had an average goes on without
+    none.load_state_dict(averaged.state_dict())
+    none.on_train_start(trainer, module)
+    assert none.state_dict() == {"average": {}}
     with pytest.raises(ValueError, match="decay must be in"):
         Averaged(1.0)
 

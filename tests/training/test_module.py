@@ -16,6 +16,7 @@ from pusa.models.vae import load_vae
 from pusa.training.checkpoints import newest_sound
 from pusa.training.loggers import read_metrics
 from pusa.training.module import VTAModule
+from pusa.training.run import RunFolder
 from pusa.weights.files import read_metadata, read_tensors, write_tensors
 from tests.conftest import REPLICA
 
@@ -24,6 +25,14 @@ def losses(cfg) -> list[float]:
     """train/loss of every logged step of a run, over all its resumptions."""
     rows = read_metrics(Path(cfg.paths.run) / "metrics" / "metrics.csv")
     return [float(row["train/loss"]) for row in rows if "train/loss" in row]
+
+
+def marks(cfg) -> tuple[list[str], list[str]]:
+    """After which steps a run computed held-out curves, and left checkpoints."""
+    folder = Path(cfg.paths.run)
+    rows = read_metrics(folder / "metrics" / "metrics.csv")
+    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    return [row["step"] for row in rows if "heldout/shared" in row], saved
 
 
 def run(cfg) -> None:
@@ -161,8 +170,48 @@ def test_passes_of_a_step_give_the_losses_of_one_pass(small_run):
     run(parts)
     assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
     assert len(losses(parts)) == 4
+    assert marks(parts) == marks(whole)
     with pytest.raises(ValueError, match="micro_batch=3 does not divide the 4 clips"):
         run(small_run("tiny_vta", "lora.rank=4", "name=odd", "micro_batch=3"))
+
+
+def test_a_run_goes_on_with_another_number_of_passes(small_run):
+    """As one does on fewer GPUs; one pass, then two, then four for one step each, then one."""
+    whole = small_run("tiny_vta", "lora.rank=4")
+    run(whole)
+    for stop, size in ((1, 4), (2, 2), (3, 1), (4, 4)):
+        parts = small_run("tiny_vta", "lora.rank=4", "name=parts", f"micro_batch={size}",
+                          "allow=[micro_batch,trainer,data]", "callbacks.checkpoints.every=1",
+                          "module.schedule.total=4")  # fmt: skip
+        parts.trainer.max_steps = stop
+        run(parts)
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    assert len(losses(parts)) == 4
+
+
+def test_going_back_sets_later_checkpoints_aside(small_run):
+    """They would be taken for the newest ones, and the run's own be dropped for them."""
+    cfg = small_run("tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1",
+                    "callbacks.checkpoints.keep_last=3")  # fmt: skip
+    run(cfg)
+    folder = Path(cfg.paths.run) / "checkpoints"
+    cfg.resume = str(folder / "step_00000002")
+    saved = RunFolder(cfg.paths.run).open({}, cfg.resume, False, lambda old, new: [])
+    assert saved is not None
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "step_00000002", "step_00000003.left", "step_00000004.left",
+    ]  # fmt: skip
+
+
+def test_a_job_that_slurm_starts_again_neither_overwrites_nor_goes_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    folder = RunFolder(tmp_path)
+    folder.open({}, "auto", True, lambda old, new: [])
+    assert not folder.came_back()  # the same allocation, another command of the user's
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert folder.came_back()
+    monkeypatch.setenv("SLURM_JOB_ID", "18")
+    assert not folder.came_back()  # stopped before it had begun
 
 
 def test_clips_need_manifests(small_run):

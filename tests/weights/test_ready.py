@@ -1,7 +1,10 @@
 """One copy in training's dtype, made once, mapped by all."""
 
+import shutil
+
 import torch
 
+from pusa.weights import ready
 from pusa.weights.files import load_weights, read_checkpoint
 from pusa.weights.ready import ready_copy
 from tests.weights.conftest import make_twin, save
@@ -46,3 +49,18 @@ def test_what_is_loaded_from_the_copy_is_what_is_loaded_from_the_base(tmp_path):
 def test_a_checkpoint_in_the_right_dtype_is_used_as_it_is(tmp_path):
     save(make_twin(T2V), T2V, tmp_path / "base")
     assert ready_copy(tmp_path / "base", tmp_path / "copy", torch.float32) == tmp_path / "base"
+
+
+def test_two_runs_may_write_the_copy_at_once(tmp_path, monkeypatch):
+    save(make_twin(T2V), T2V, tmp_path / "base")
+    target = tmp_path / "copy"
+    other = ready_copy(tmp_path / "base", tmp_path / "other", torch.bfloat16, KEEP)
+    write = ready.write
+
+    def slowly(*arguments):
+        shutil.copytree(other, target)  # the other run's appears meanwhile
+        write(*arguments)
+
+    monkeypatch.setattr(ready, "write", slowly)
+    assert ready_copy(tmp_path / "base", target, torch.bfloat16, KEEP) == target
+    assert read_checkpoint(target).tensors.keys() == read_checkpoint(other).tensors.keys()
