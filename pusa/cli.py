@@ -21,6 +21,8 @@ SIDECAR_TARGETS = (
     "pusa.pipelines.build.Model", "pusa.models.wan_dit.WanDiT", "pusa.models.mochi_dit.MochiDiT",
     "pusa.types.LatentSpec",
     "pusa.diffusion.flow.FlowMatching", "pusa.pipelines.generate.Sampler",
+    "pusa.diffusion.plans.NoisyFirst", "pusa.diffusion.plans.Pyramid",
+    "pusa.diffusion.plans.RollingWindow", "pusa.diffusion.plans.Matrix",
 )  # fmt: skip
 _LORA_HELP = (
     "a LoRA of any format, or the folder of a training run; may be repeated. EXPERT: high, low or "

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pusa.diffusion.plans import scaled
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -76,10 +78,15 @@ class Task:
 @dataclass(frozen=True)
 class Conditioning:
     """latents (B, C, F, h, w): clean where given, zero where free.
-    multiplier (B, F): 1 = free, 0 = kept exactly, between = starts from that share of the noise."""
+    multiplier (B, F): 1 = free, 0 = kept exactly, between = starts from that share of the noise.
+    ValueError for one outside [0, 1]."""
 
     latents: Tensor
     multiplier: Tensor
+
+    def __post_init__(self):
+        if not ((self.multiplier >= 0) & (self.multiplier <= 1)).all():  # NaN is not, either
+            raise ValueError("noise multipliers must be in [0, 1].")
 
     @classmethod
     def free(cls, shape: Sequence[int], device: torch.device | str | None = None) -> "Conditioning":
@@ -117,5 +124,6 @@ class Conditioning:
         return Conditioning(latents, multiplier)
 
     def plan(self, sigmas: Tensor) -> Tensor:
-        """Step sigmas (S+1,) -> per-frame sigmas (S+1, B, F)."""
-        return sigmas.to(self.multiplier)[:, None, None] * self.multiplier
+        """Step sigmas (S+1,) -> per-frame sigmas (S+1, B, F), each frame at its multiplier of the
+        step's; other plans are in diffusion/plans.py."""
+        return scaled(sigmas, self.multiplier)

@@ -8,32 +8,78 @@ import torch
 from torch import Tensor, nn
 
 from pusa.data import video
-from pusa.diffusion.conditioning import Task
+from pusa.diffusion import upstream
+from pusa.diffusion.conditioning import Conditioning, Task
 from pusa.diffusion.flow import FlowMatching
-from pusa.diffusion.sampler import euler, guided
+from pusa.diffusion.plans import Constant, Rule
+from pusa.diffusion.sampler import METHODS as OUR_METHODS
+from pusa.diffusion.sampler import Velocity, guided
 from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.encode import encode_frames
 from pusa.rng import generator_for
 from pusa.types import Text
 
+METHODS = {**OUR_METHODS, "upstream": upstream.euler}
+GUIDANCE = ("sequential", "batched")
+
 
 @dataclass(frozen=True)
 class Sampler:
-    """num_steps of Euler; guidance_scale 1 means no guidance; shift None means the model's;
-    autocast: run the backbone under bfloat16 autocast."""
+    """num_steps of a method; guidance_scale 1 means no guidance; shift None means the model's;
+    autocast: run the backbone under bfloat16 autocast.
+
+    method: euler, heun (two network calls a step), unipc, or upstream (Euler with the public code's
+    roundings). guidance_interval: the step sigmas (low, high) at which there is guidance; guidance:
+    its two passes one after the other, or as one batch. plan: how frames follow the steps, a rule
+    of diffusion/plans.py; None is `Constant`.
+    """
 
     num_steps: int = 30
     guidance_scale: float = 1.0
     shift: float | None = None
     autocast: bool = False
+    method: str = "euler"
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance: str = "sequential"
+    plan: Rule | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         if self.num_steps < 1:
             raise ValueError(f"sampler.num_steps must be at least 1, got {self.num_steps}.")
+        for name, known in (("method", METHODS), ("guidance", GUIDANCE)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"sampler.{name}={value!r} is unknown; use {', '.join(known)}.")
+        if len(self.guidance_interval) != 2 or not (
+            0 <= self.guidance_interval[0] <= self.guidance_interval[1] <= 1
+        ):
+            raise ValueError(
+                "sampler.guidance_interval must be [low, high] with 0 <= low <= high <= 1, "
+                f"got {list(self.guidance_interval)}."
+            )
 
     def flow(self, flow: FlowMatching) -> FlowMatching:
         return flow if self.shift is None else replace(flow, shift=self.shift)
+
+
+def integrate(
+    sampler: Sampler,
+    flow: FlowMatching,
+    velocity: Velocity,
+    noise: Tensor,
+    conditioning: Conditioning,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> Tensor:
+    """Noise -> latents (B, C, F, h, w) by the sampler's steps, method and plan.
+
+    flow: the model's. ValueError if plan and conditioning, or plan and method, do not agree.
+    """
+    flow = sampler.flow(flow)
+    rule = Constant() if sampler.plan is None else sampler.plan
+    plan = rule(flow.sigmas(sampler.num_steps), conditioning.multiplier)
+    method = METHODS[sampler.method]
+    return method(velocity, noise, conditioning.latents, plan.steps, plan.levels, flow, progress)
 
 
 @dataclass(frozen=True)
@@ -47,7 +93,7 @@ class Request:
 
 
 def join_texts(texts: Sequence[Text]) -> Text:
-    """Texts of batch 1 -> one padded batch."""
+    """Texts -> one padded batch of them all."""
     length = max(text.embedding.shape[1] for text in texts)
     embeddings, masks = [], []
     for text in texts:
@@ -86,18 +132,19 @@ def sample_latents(
     """
     experts = backbone if isinstance(backbone, Experts) else Experts([(0.0, backbone)])
     device = experts.device
-    flow = sampler.flow(flow)
     text = join_texts([request.text for request in requests]).to(device)
     if negative is None:
         negative = no_text(1, text.embedding.shape[-1])
     negative = join_texts([negative] * len(requests)).to(device)
     noise = torch.stack([_noise(request, shape) for request in requests]).to(device)
     conditioning = task.bind(noise.shape, [latents.to(device) for latents in media])
-    sigmas = flow.sigmas(sampler.num_steps)
+    both = join_texts([text, negative]) if sampler.guidance == "batched" else None
     velocity = guided(
         lambda x, sigma, step: experts.at(step)(x, sigma, text),
         lambda x, sigma, step: experts.at(step)(x, sigma, negative),
         sampler.guidance_scale,
+        sampler.guidance_interval,
+        None if both is None else lambda x, sigma, step: experts.at(step)(*_twice(x, sigma), both),
     )
     precision = (
         torch.autocast(device.type, torch.bfloat16)
@@ -105,8 +152,11 @@ def sample_latents(
         else contextlib.nullcontext()
     )
     with precision:
-        plan = conditioning.plan(sigmas)
-        return euler(velocity, noise, conditioning.latents, sigmas, plan, flow, progress)
+        return integrate(sampler, flow, velocity, noise, conditioning, progress)
+
+
+def _twice(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.cat([tensor, tensor]) for tensor in tensors)
 
 
 def _noise(request: Request, shape: Sequence[int]) -> Tensor:

@@ -85,10 +85,10 @@ def test_guidance_extrapolates_and_scale_one_is_one_pass():
 
         return velocity
 
-    x = torch.zeros(SHAPE)
-    assert guided(make(3.0), make(1.0), 2.0)(x, x, x).unique().item() == 5.0
+    x, step = torch.zeros(SHAPE), torch.tensor(0.5)
+    assert guided(make(3.0), make(1.0), 2.0)(x, x, step).unique().item() == 5.0
     calls.clear()
-    assert guided(make(3.0), make(1.0), 1.0)(x, x, x).unique().item() == 3.0
+    assert guided(make(3.0), make(1.0), 1.0)(x, x, step).unique().item() == 3.0
     assert calls == [3.0]
 
 

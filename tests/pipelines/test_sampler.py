@@ -1,0 +1,100 @@
+"""The sampler as its config names it: every file builds, what cannot be is refused, and guidance in
+one batch gives the numbers of two passes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pusa.diffusion.conditioning import Anchor, Conditioning, Task
+from pusa.diffusion.flow import FlowMatching
+from pusa.entry import build
+from pusa.models.experts import Experts
+from pusa.models.variants import VARIANTS
+from pusa.pipelines.generate import Request, Sampler, integrate, sample_latents
+from pusa.pipelines.tiny import random_backbone
+from pusa.types import Text
+from tests.conftest import REPOSITORY, compose_config
+
+SHAPE = (16, 3, 8, 8)
+NAMES = sorted(path.stem for path in (REPOSITORY / "configs" / "sampler").glob("*.yaml"))
+
+
+def seen(sampler: Sampler, conditioning: Conditioning, flow: FlowMatching) -> list[Tensor]:
+    """The sigmas (B, F) that a network is given, call by call."""
+    levels: list[Tensor] = []
+
+    def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
+        levels.append(sigma)
+        return torch.zeros_like(x)
+
+    integrate(sampler, flow, velocity, torch.zeros_like(conditioning.latents), conditioning)
+    return levels
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_samples_an_exact_velocity(name, root):
+    model = build(compose_config("generate", "model=wan22_tiny", "prompt=a", "output=b").model)
+    cfg = compose_config("generate", f"sampler={name}", "prompt=a", "output=b")
+    truth, noise = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    conditioning = Conditioning.free((1, *SHAPE)).given({0: (truth[:, :, 0], 0.4)})
+    sampler = build(cfg.sampler)
+    result = integrate(sampler, model.flow, lambda *_: noise - truth, noise, conditioning)
+    torch.testing.assert_close(result, truth, atol=1e-5, rtol=0)
+
+
+def test_lightx2v_has_the_four_timesteps_it_was_made_for(root):
+    cfg = compose_config("generate", "sampler=lightx2v", "model=wan22_tiny", "prompt=a", "output=b")
+    levels = seen(build(cfg.sampler), Conditioning.free((1, 1, 1, 1, 1)), build(cfg.model.flow))
+    timesteps = [1000 * float(sigma) for sigma in levels]
+    assert timesteps == pytest.approx([1000, 937.5, 833.3333, 625])
+
+
+def test_a_plan_is_a_value_of_the_config(root):
+    rule = "{_target_: pusa.diffusion.plans.Matrix, rows: [[1, 1], [0.5, 1], [0, 0]]}"
+    cfg = compose_config("generate", f"sampler.plan={rule}", "sampler.num_steps=2", "prompt=a",
+                         "output=b")  # fmt: skip
+    levels = seen(build(cfg.sampler), Conditioning.free((1, 1, 2, 1, 1)), FlowMatching())
+    assert torch.cat(levels).tolist() == [[1, 1], [0.5, 1]]
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.5, 0.9)])
+def test_guidance_in_one_batch_gives_the_numbers_of_two_passes(interval):
+    """Texts of different lengths, two requests, two experts."""
+    networks = [random_backbone(VARIANTS["wan22_t2v_a14b_tiny"], seed).eval() for seed in (0, 1)]
+    experts = Experts([(0.875, networks[0]), (0.0, networks[1])])
+    generator = torch.Generator().manual_seed(0)
+
+    def text(length: int) -> Text:
+        embedding = torch.randn(1, length, 64, generator=generator)
+        return Text(embedding, torch.ones(1, length, dtype=torch.bool))
+
+    requests = [Request(text(5), seed=1), Request(text(3), seed=2)]
+    negative, medium = text(9), torch.randn(2, 16, 1, 8, 8, generator=generator)
+    calls = []
+    for network in networks:
+        network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    results = []
+    for guidance in ("sequential", "batched"):
+        sampler = Sampler(4, 3.0, guidance=guidance, guidance_interval=interval)
+        results.append(
+            sample_latents(experts, FlowMatching(5.0), sampler, Task("i2v", (Anchor(0, (0.2,)),)),
+                           requests, [medium], SHAPE, negative)
+        )  # fmt: skip
+    torch.testing.assert_close(*results, atol=1e-6, rtol=1e-6)
+    guided = 4 if interval == (0.0, 1.0) else 2  # of the steps 1, 0.9375, 0.83, 0.625
+    assert calls == [2] * (4 + guided) + [4 if 4 - i <= guided else 2 for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"method": "ddim"}, "method='ddim' is unknown; use euler, heun, unipc, upstream"),
+        ({"guidance": "twice"}, "guidance='twice' is unknown"),
+        ({"guidance_interval": (0.8, 0.2)}, r"\[low, high\]"),
+        ({"guidance_interval": (0.8,)}, r"\[low, high\]"),
+        ({"num_steps": 0}, "at least 1"),
+    ],
+)
+def test_a_sampler_that_cannot_be_is_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Sampler(**arguments)
