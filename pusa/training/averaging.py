@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from pusa.training.strategy import own_part
+from pusa.training.strategy import own_part, shards_only
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +57,16 @@ class Averaged(L.Callback):
     @contextmanager
     def in_place(self, pl_module: Any) -> Iterator[None]:
         """Inside the block the model's trainable weights are the average."""
-        parts = _parts(pl_module)
-        own = {name: part.detach().clone() for name, part in parts.items()}
-        try:
-            for name, part in parts.items():
-                part.data.copy_(self._average[name])
-            yield
-        finally:
-            for name, part in parts.items():
-                part.data.copy_(own[name])
+        with shards_only(pl_module.trainable().values()):
+            parts = _parts(pl_module)
+            own = {name: part.detach().clone() for name, part in parts.items()}
+            try:
+                for name, part in parts.items():
+                    part.data.copy_(self._average[name])
+                yield
+            finally:
+                for name, part in parts.items():
+                    part.data.copy_(own[name])
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average}

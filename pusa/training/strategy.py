@@ -138,6 +138,22 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shards_only(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """ZeRO-3 keeps small parameters whole beside their shards; inside the block it does not, so that
+    what is written into `own_part` is what counts."""
+    kept: list[Any] = [
+        p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name == "AVAILABLE"
+    ]
+    for parameter in kept:
+        parameter.partition()
+    try:
+        yield
+    finally:
+        for parameter in kept:
+            parameter.all_gather()
+
+
 def own_part(parameter: nn.Parameter) -> Tensor:
     """What this process holds of a parameter: its shard under ZeRO-3, else all of it."""
     return getattr(parameter, "ds_tensor", parameter)

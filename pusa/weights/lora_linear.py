@@ -49,7 +49,7 @@ class _LoRALinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, a, b, low)
         ctx.scale = scale
         out = functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scale)
-        return out.view(*x.shape[:-1], -1)
+        return out.view(*x.shape[:-1], weight.shape[0])  # x may have no rows: an empty caption
 
     @staticmethod
     @once_differentiable

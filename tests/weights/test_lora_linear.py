@@ -105,3 +105,14 @@ def test_elsewhere_it_is_pefts_own_way(case, taken):
     if case == "dropout":  # which is nothing in evaluation
         model.eval()(x)
         assert len(taken) == 2
+
+
+def test_no_rows_give_no_rows():
+    """An empty caption of Mochi is a tensor without tokens."""
+    x = torch.empty(2, 0, 6, requires_grad=True)
+    a = torch.randn(3, 6, requires_grad=True)
+    out = lora_linear(x, torch.randn(5, 6), None, a, torch.randn(5, 3), 0.5)
+    assert out.shape == (2, 0, 5)
+    out.sum().backward()
+    assert a.grad is not None
+    assert not a.grad.any()
