@@ -29,7 +29,7 @@ from pusa.training.strategy import max_over_ranks
 
 log = logging.getLogger(__name__)
 FOLDER, STATE, WHOLE = "checkpoints", "state", "whole.json"
-BYTES_PER_TRAINABLE = 12  # float32: the value and the two moments of Adam
+FLOAT32 = 4
 STOPS = {  # 2: and come back, under SLURM; USR2 is what submitit asks SLURM to send
     signal.SIGINT: 1, signal.SIGTERM: 1, signal.SIGUSR1: 2, signal.SIGUSR2: 2,
 }  # fmt: skip
@@ -105,9 +105,12 @@ def newest_sound(run: Path) -> Saved | None:
     return None
 
 
-def check_room(folder: Path, num_trainable: int, num_kept: int) -> None:
-    """Say how large checkpoints will be; OSError if the disk cannot hold them."""
-    one = BYTES_PER_TRAINABLE * num_trainable
+def check_room(folder: Path, num_trainable: int, num_kept: int, num_copies: int = 3) -> None:
+    """Say how large checkpoints will be; OSError if the disk cannot hold them.
+
+    num_copies: float32 numbers that a checkpoint has of each trainable one: itself, Adam's moments.
+    """
+    one = FLOAT32 * num_copies * num_trainable
     needed = one * (num_kept + 1) + 2 * num_trainable  # one more while it is written; the export
     free = free_bytes(folder)
     log.info(

@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from pusa.atomic import write_json, write_text
+from pusa.training.averaging import Averaged
 from pusa.training.checkpoints import (
     FOLDER,
     STATE,
@@ -178,7 +179,7 @@ def fit(
     saver = next((c for c in _callbacks(trainer) if isinstance(c, Checkpoints)), None)
     if saver is not None and trainer.is_global_zero:
         size = sum(p.numel() for p in module.parameters() if p.requires_grad)
-        check_room(folder.path, size, saver.num_kept)
+        check_room(folder.path, size, saver.num_kept, _num_copies(trainer))
     if saved is not None:
         _check_layout(saved, trainer)
     state = None if saved is None else saved.state
@@ -197,6 +198,13 @@ def fit(
 
 def _callbacks(trainer: Any) -> list[L.Callback]:
     return trainer.callbacks
+
+
+def _num_copies(trainer: Any) -> int:
+    """Of what trains, in a checkpoint: the values, Adam's two moments, and what adds to them."""
+    masters = isinstance(trainer.strategy, ZeRO) and trainer.strategy.stage < 3
+    averages = sum(isinstance(c, Averaged) and c.decay > 0 for c in _callbacks(trainer))
+    return 3 + masters + averages
 
 
 def _check_layout(saved: Saved, trainer: L.Trainer) -> None:

@@ -3,6 +3,7 @@ averages are averages, and checkpoints that are damaged are noticed."""
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,18 @@ def test_room_for_checkpoints_is_checked_before_the_run(small_disk):
     with pytest.raises(OSError, match=r"needs .* for checkpoints"):
         check_room(small_disk, num_trainable=20_000, num_kept=2)
     check_room(small_disk, num_trainable=1_000, num_kept=2)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_size_that_is_said_is_the_size_of_a_checkpoint(small_run, caplog, decay):
+    caplog.set_level("INFO")
+    cfg = small(small_run, "size", f"callbacks.ema.decay={decay}", "lora.rank=64")
+    train.train(cfg)
+    said = re.search(r"([\d,]+) trainable parameters: checkpoints of (\S+) MB", caplog.text)
+    assert said is not None
+    folder = Path(cfg.paths.run) / "checkpoints"
+    for path in folder.glob("*/state"):
+        assert path.stat().st_size / 1e6 == pytest.approx(float(said[2]), rel=0.05)
 
 
 def test_the_average_is_the_closed_form():
