@@ -111,7 +111,7 @@ def test_no_rows_give_no_rows():
     """An empty caption of Mochi is a tensor without tokens."""
     x = torch.empty(2, 0, 6, requires_grad=True)
     a = torch.randn(3, 6, requires_grad=True)
-    out = lora_linear(x, torch.randn(5, 6), None, a, torch.randn(5, 3), 0.5)
+    out = module.lora_linear(x, torch.randn(5, 6), None, a, torch.randn(5, 3), 0.5)
     assert out.shape == (2, 0, 5)
     out.sum().backward()
     assert a.grad is not None
