@@ -275,7 +275,10 @@ class Checkpoints(L.Callback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            # Lightning has put back what was there before it: its own handler would keep the
+            # trainer alive, and with it the first expert's weights while the second is trained.
+            if signal.getsignal(number) == self._stop:
+                signal.signal(number, handler)
         self._previous = {}
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,21 @@ def test_a_job_that_slurm_starts_again_neither_overwrites_nor_goes_back(tmp_path
     assert folder.came_back()
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert not folder.came_back()  # stopped before it had begun
+
+
+def test_nothing_of_a_run_that_has_ended_is_kept(small_run, monkeypatch):
+    """The first expert's weights must go before the second's come; so must signal handlers."""
+    built, create = [], VTAModule.__init__
+
+    def remembered(self, *arguments, **named):
+        create(self, *arguments, **named)
+        built.append(weakref.ref(self.backbone))
+
+    monkeypatch.setattr(VTAModule, "__init__", remembered)
+    before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    run(small_run("tiny_vta", "lora.rank=4"))
+    assert [reference() for reference in built] == [None]
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == before
 
 
 def test_clips_need_manifests(small_run):
