@@ -14,7 +14,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from pusa import cli_data, cli_plan, cli_train, cli_weights, entry
+from pusa import cli_data, cli_plan, cli_schedule, cli_train, cli_weights, entry
 
 log = logging.getLogger(__name__)
 SIDECAR_TARGETS = (
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_data.add_commands(commands)
     cli_train.add_commands(commands)
     cli_plan.add_commands(commands)
+    cli_schedule.add_commands(commands)
     return parser
 
 
@@ -116,6 +117,7 @@ def _add_generate(commands) -> None:
     generate.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
     for name in ("num-frames", "height", "width"):
         generate.add_argument(f"--{name}", type=int, help="default: the model's")
+    cli_schedule.add_plan(generate)
     _add_model(generate)
     generate.set_defaults(run=_generate)
 
@@ -138,13 +140,16 @@ def _generate(options: argparse.Namespace) -> None:
 
     expected, strength = None, options.strength
     if options.sidecar is not None:
-        if options.at or options.lora or strength or options.overrides:
+        if options.at or options.lora or strength or options.overrides or options.plan:
             raise ValueError(
-                "--from makes a video again as it was; leave out --at, --lora, --strength, --set."
+                "--from makes a video again as it was; "
+                "leave out --at, --lora, --strength, --plan, --set."
             )
         cfg, expected = _from_sidecar(options.sidecar)
     else:
         cfg = compose_config("generate", [f"model={options.model}", *options.overrides])
+        if options.plan is not None:
+            cli_schedule.set_plan(cfg, options.plan)
         flags = {
             "prompt": options.prompt, "at": options.at, "lora": options.lora,
             "strength": None if strength is None else parse_strength(strength),

@@ -59,6 +59,7 @@ ROOF = {
     "pusa/cli_cache.py",
     "pusa/cli_train.py",
     "pusa/cli_plan.py",
+    "pusa/cli_schedule.py",
     "pusa/entry.py",
     "train.py",
     "evaluate.py",
