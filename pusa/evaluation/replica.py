@@ -181,8 +181,9 @@ def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> d
         "task": f"{task.name} ({given or 'nothing given'})",
         "base": f"{model.name}, {model.weights}",
         "VTA": f"{suite.lora}, strength {suite.strength:g}",
-        "sampling": f"{sampler.num_steps} Euler steps, guidance {sampler.guidance_scale:g}, "
-        f"shift {sampler.flow(model.flow).shift:g}",
+        "sampling": f"{sampler.num_steps} {sampler.method.capitalize()} steps, "
+        f"guidance {sampler.guidance_scale:g}, shift {sampler.flow(model.flow).shift:g}"
+        + ("" if sampler.plan is None else f", {sampler.plan}"),
         "clips": f"{len(items)} held-out toy clips, seeds {', '.join(map(str, suite.seeds))}",
     }
 

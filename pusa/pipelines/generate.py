@@ -78,8 +78,10 @@ def integrate(
     flow = sampler.flow(flow)
     rule = Constant() if sampler.plan is None else sampler.plan
     plan = rule(flow.sigmas(sampler.num_steps), conditioning.multiplier)
+    # The path itself: a flow that rounds in training (UpstreamFlow) would not keep a clean frame.
+    path = FlowMatching()
     method = METHODS[sampler.method]
-    return method(velocity, noise, conditioning.latents, plan.steps, plan.levels, flow, progress)
+    return method(velocity, noise, conditioning.latents, plan.steps, plan.levels, path, progress)
 
 
 @dataclass(frozen=True)

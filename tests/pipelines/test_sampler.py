@@ -7,10 +7,11 @@ from torch import Tensor
 
 from pusa.diffusion.conditioning import Anchor, Conditioning, Task
 from pusa.diffusion.flow import FlowMatching
+from pusa.diffusion.upstream import UpstreamFlow
 from pusa.entry import build
 from pusa.models.experts import Experts
 from pusa.models.variants import VARIANTS
-from pusa.pipelines.generate import Request, Sampler, integrate, sample_latents
+from pusa.pipelines.generate import METHODS, Request, Sampler, integrate, sample_latents
 from pusa.pipelines.tiny import random_backbone
 from pusa.types import Text
 from tests.conftest import REPOSITORY, compose_config
@@ -55,6 +56,18 @@ def test_a_plan_is_a_value_of_the_config(root):
                          "output=b")  # fmt: skip
     levels = seen(build(cfg.sampler), Conditioning.free((1, 1, 2, 1, 1)), FlowMatching())
     assert torch.cat(levels).tolist() == [[1, 1], [0.5, 1]]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_flow_that_rounds_in_training_does_not_round_what_is_given(method):
+    truth, noise = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    given = {0: (truth[:, :, 0], 0.0), 1: (truth[:, :, 1], 0.3)}
+    conditioning = Conditioning.free((1, *SHAPE)).given(given)
+    result = integrate(
+        Sampler(4, method=method), UpstreamFlow(5.0), lambda *_: noise - truth, noise, conditioning
+    )
+    assert torch.equal(result[:, :, 0], truth[:, :, 0])
+    torch.testing.assert_close(result, truth, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("interval", [(0.0, 1.0), (0.5, 0.9)])
