@@ -74,7 +74,7 @@ def schedule_of(model: Model, sampler: Sampler, task: Task, num_frames: int) -> 
     integrate(sampler, model.flow, velocity, torch.zeros(shape), conditioning)
     multipliers = enumerate(conditioning.multiplier[0].tolist())
     guidance = f"guidance {sampler.guidance_scale:g}"
-    if sampler.guidance_interval != (0.0, 1.0):
+    if sampler.guidance_scale != 1 and sampler.guidance_interval != (0.0, 1.0):
         low, high = (1000 * sigma for sigma in sampler.guidance_interval)
         guidance += f" from t = {high:g} to {low:g}"
     return Schedule(

@@ -50,7 +50,7 @@ def write_report(schedule: Schedule, path: str | Path) -> None:
 
 def as_page(schedule: Schedule) -> str:
     """A page of its own, no file beside it: the table of all latent frames in colours."""
-    heads = [["call", "t", "expert"], *_labels(schedule)]
+    heads = [["call", "t", _expert_head(schedule)], *_labels(schedule)]
     latent = "".join(f"<th>{label}</th>" for label in heads[1])
     pixel = "".join(f"<th>{label}</th>" for label in heads[2])
     names = "".join(f"<th>{name}</th>" for name in heads[0])
@@ -81,7 +81,8 @@ td, th {{ padding: 2px 6px; text-align: right; font-weight: normal; }}
 def as_picture(schedule: Schedule) -> Image.Image:
     """The same table as a picture."""
     latent, pixel = _labels(schedule)
-    table = [["", "", "latent", *latent], ["call", "t", "expert", *pixel]]
+    table = [["", "", "latent", *latent], ["", "", "pixel", *pixel]]
+    table += [["call", "t", _expert_head(schedule), *([""] * len(latent))]]
     table += [
         [str(i + 1), timestep(call.step), call.expert, *map(timestep, call.levels)]
         for i, call in enumerate(schedule.calls)
@@ -94,7 +95,7 @@ def as_picture(schedule: Schedule) -> Image.Image:
         draw.text((5, i * CELL_HEIGHT + 3), note, fill="black")
     for i, cells in enumerate(table):
         y = (i + len(notes)) * CELL_HEIGHT + CELL_HEIGHT // 2
-        levels = (None,) * 3 + (schedule.calls[i - 2].levels if i > 1 else (None,) * len(latent))
+        levels = (None,) * 3 + (schedule.calls[i - 3].levels if i > 2 else (None,) * len(latent))
         for j, (cell, level) in enumerate(zip(cells, levels, strict=True)):
             x, ink = j * CELL_WIDTH, "black"
             if level is not None:
@@ -125,7 +126,7 @@ def _margin(schedule: Schedule) -> list[str]:
     """The left part of the text, line by line: three of heads, one for each call."""
     columns = [["call", *(str(i + 1) for i in range(len(schedule.calls)))],
                ["t", *(timestep(call.step) for call in schedule.calls)]]  # fmt: skip
-    if any(call.expert for call in schedule.calls):
+    if _expert_head(schedule):
         columns.append(["expert", *(call.expert for call in schedule.calls)])
     sizes = [max(map(len, column)) for column in columns]
     lines = ["  ".join(cell.rjust(size) for cell, size in zip(row, sizes, strict=True))
@@ -162,6 +163,10 @@ def _labels(schedule: Schedule) -> tuple[list[str], list[str]]:
     """Of every latent frame: itself, and its pixel frames."""
     frames = range(len(schedule.calls[0].levels))
     return [str(f) for f in frames], [_span(schedule.pixel_frames(range(f, f + 1))) for f in frames]
+
+
+def _expert_head(schedule: Schedule) -> str:
+    return "expert" if any(call.expert for call in schedule.calls) else ""
 
 
 def _rule(schedule: Schedule) -> str:
