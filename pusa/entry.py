@@ -132,7 +132,10 @@ def plain_config(cfg: DictConfig) -> dict:
 def run_config(cfg: DictConfig) -> dict:
     """The part of a config that decides a run's result."""
     harmless = ("resume", "allow", "overwrite", "num_threads", "logger", "paths", "callbacks")
-    return {key: value for key, value in plain_config(cfg).items() if key not in harmless}
+    plain = plain_config(cfg)
+    kept = {key: value for key, value in plain.items() if key not in harmless}
+    ema = (plain.get("callbacks") or {}).get("ema")
+    return kept | ({"ema_decay": ema["decay"]} if ema and ema["decay"] else {})
 
 
 def differences(old: dict, new: dict, prefix: str = "") -> list[str]:

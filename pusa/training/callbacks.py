@@ -122,6 +122,7 @@ class SampleGrid(L.Callback):
     ):  # fmt: skip
         self.folder, self.vae, self.task, self.sampler = Path(folder), vae, task, sampler
         self.every, self.num_clips = every, num_clips
+        self._truths: Tensor | None = None
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
@@ -159,12 +160,18 @@ class SampleGrid(L.Callback):
         ]
         media = [clean[:, :, :1]] * self.task.num_media
         module.backbone.eval()
-        sampled = sample_latents(
-            module.backbone, module.flow, self.sampler, self.task, requests, media, clean.shape[1:]
-        )
+        with module.autocast():
+            sampled = sample_latents(
+                module.backbone, module.flow, self.sampler, self.task, requests, media,
+                clean.shape[1:],
+            )  # fmt: skip
         module.backbone.train()
-        truths, samples = (decode_latents(self.vae, latents) for latents in (clean, sampled))
-        return list(zip(truths, samples, strict=True))
+        vae = cast(Any, self.vae).to(module.device)  # and back: it has no place beside a step
+        if self._truths is None:
+            self._truths = decode_latents(vae, clean)
+        samples = decode_latents(vae, sampled)
+        vae.to("cpu")
+        return list(zip(self._truths, samples, strict=True))
 
 
 def grid(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:

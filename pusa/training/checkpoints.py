@@ -238,12 +238,11 @@ class Checkpoints(L.Callback):
             trainer.strategy.barrier()
             trainer.save_checkpoint(partial / STATE)
             trainer.strategy.barrier()
-            if first:
-                for logger in trainer.loggers:
-                    logger.save()  # rows of the steps before this one
-                value = self._value[1] if self._value and self._value[0] == step else None
-                said = {"step": step, "processes": trainer.world_size, "value": value}
-                self._finish(partial, folder, said)
+            fault = self._finish(trainer, partial, folder) if first else None
+            if fault := trainer.strategy.broadcast(fault):  # all end, or others would wait for one
+                raise OSError(
+                    errno.EIO, f"the checkpoint could not be saved ({fault})", str(folder)
+                )
         except RuntimeError as error:  # torch's writer hides the system's error
             if "writ" not in str(error):
                 raise
@@ -252,7 +251,20 @@ class Checkpoints(L.Callback):
             if first:
                 shutil.rmtree(partial, ignore_errors=True)
 
-    def _finish(self, partial: Path, folder: Path, said: dict) -> None:
+    def _finish(self, trainer: L.Trainer, partial: Path, folder: Path) -> str | None:
+        """List and rename what has been written; what went wrong, in words."""
+        step = trainer.global_step
+        value = self._value[1] if self._value and self._value[0] == step else None
+        try:
+            for logger in trainer.loggers:
+                logger.save()  # rows of the steps before this one
+            said = {"step": step, "processes": trainer.world_size, "value": value}
+            self._list_and_rename(partial, folder, said)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _list_and_rename(self, partial: Path, folder: Path, said: dict) -> None:
         files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
         for path in files:
             with path.open("rb") as file:

@@ -4,6 +4,7 @@ goes on in the same file and the same wandb run."""
 import csv
 import os
 import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,16 @@ class Metrics(CSVLogger):
     def experiment(self) -> Any:
         if self._experiment is None and rank_zero_only.rank == 0:
             path = Path(self.log_dir) / "metrics.csv"
-            rows = read_metrics(path) if path.is_file() else []
-            kept = [row for row in rows if float(row["step"]) < self.start_step]
-            path.unlink(missing_ok=True)
-            writer = super().experiment
-            writer.metrics = kept
+            before = path.with_suffix(".before")  # Lightning's writer begins with an empty folder
+            if path.is_file():
+                path.replace(before)
+            rows = read_metrics(before) if before.is_file() else []
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+                writer = super().experiment
+            writer.metrics = [row for row in rows if float(row["step"]) < self.start_step]
             writer.save()
+            before.unlink(missing_ok=True)
         return super().experiment
 
 

@@ -261,11 +261,12 @@ class Planner:
         exported = BFLOAT16 * weights.trainable
         files = weights.frozen_bytes or BFLOAT16 * weights.trainable
         base = weights.frozen_bytes or weights.trainable_bytes
+        copies = 4 if job.strategy.stage in (1, 2) else 3  # ZeRO-1 and 2 save their masters, too
         return {
             "base, VAE, text encoder": files + self.vae.weights + self.text_encoder.weights,
             "base, cast for all to map": base if self.base_cast and cluster.count > 1 else 0,
             cached: clip * (job.clips or 1),
-            checkpoints: (job.keep_last + 1) * 3 * weights.trainable_bytes,
+            checkpoints: (job.keep_last + 1) * copies * weights.trainable_bytes,
             "result": exported,
         }
 

@@ -45,6 +45,17 @@ def is_first() -> bool:
     return found.global_rank() == 0
 
 
+def refuse_second_command() -> None:
+    """ValueError for a sweep's later job in one process whose children served the first alone."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    if isinstance(environment(), LightningEnvironment):
+        raise ValueError(
+            "a sweep (-m) of runs on several processes needs a process of its own for each: use "
+            "hydra/launcher=slurm, or one command after the other."
+        )
+
+
 def hush_others() -> None:
     """What "only the first process" does, logs and writes must hold before Lightning has connected
     the processes, too: it would take every node's first for the first of all."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 PRECISIONS = ("32-true", "bf16-mixed")
 BUCKET = 200_000_000  # elements of one communication; small enough for 16-bit and 80 GB alike
-WAIT = timedelta(hours=2)  # for the slowest process, which may be writing a checkpoint
+WAIT = timedelta(hours=6)  # for the slowest process, which may be sampling a grid or writing
 
 
 class Untouched(DeepSpeedPrecision):
@@ -103,6 +103,17 @@ class ZeRO(DeepSpeedStrategy):
     def _format_config(self) -> None:
         self._format_batch_size_and_grad_accum_config()  # and no section for precision
 
+    def teardown(self) -> None:
+        """Leave nothing behind for the next expert (but under stage 3, where DeepSpeed itself keeps
+        the shards), and copy no weights to the host on the way."""
+        engine: Any = self.model
+        module, self._lightning_module = self._lightning_module, None
+        super().teardown()
+        self._lightning_module = module
+        self.model, self.optimizers, self.lr_scheduler_configs = None, [], []
+        if engine is not None and hasattr(engine, "destroy"):
+            engine.destroy()
+
     def _setup_model_and_optimizer(self, model, optimizer, lr_scheduler: Any = None):
         import deepspeed
 
@@ -140,11 +151,10 @@ def whole(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 @contextmanager
 def shards_only(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """ZeRO-3 keeps small parameters whole beside their shards; inside the block it does not, so that
-    what is written into `own_part` is what counts."""
-    kept: list[Any] = [
-        p for p in parameters if hasattr(p, "ds_id") and p.ds_status.name == "AVAILABLE"
-    ]
+    """ZeRO-3 keeps small parameters whole beside their shards; inside the block it does not, so
+    that what is written into `own_part` is what counts."""
+    divided: list[Any] = [p for p in parameters if hasattr(p, "ds_id")]
+    kept = [p for p in divided if p.ds_status.name == "AVAILABLE"]
     for parameter in kept:
         parameter.partition()
     try:

@@ -7,6 +7,7 @@ same processes, as the two experts of a model are.
 """
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -42,6 +43,10 @@ def main() -> None:
             train.train(again)
         VTAModule.training_step = STEP
         train.train(again)
+        del again
+        gc.collect()
+        alive = sum(isinstance(found, VTAModule) for found in gc.get_objects())
+        print(f"{strategy}: {alive} modules are still there", flush=True)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,11 @@ def runs(tmp_path_factory) -> Path:
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone",
         "-m", "tests.training.many", str(root / "recipe.json"),
     ]  # fmt: skip
-    subprocess.run(many, cwd=REPOSITORY, env=environment(), check=True, timeout=800)
+    done = subprocess.run(
+        many, cwd=REPOSITORY, env=environment(), stdout=subprocess.PIPE, text=True, timeout=800
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    (root / "outputs" / "said.txt").write_text(done.stdout)
     return root / "outputs"
 
 
@@ -118,6 +122,15 @@ def test_the_frozen_base_is_never_saved(runs):
         size = sum(p.stat().st_size for p in saved.rglob("*") if p.is_file())
         # The values, both moments, the average, float32; and 400 kB of names and loops at most.
         assert size < 4 * 4 * trained * 1.5 + 400_000, run.name
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_run_that_has_ended_leaves_no_weights_behind(runs):
+    """Of two experts, the first goes before the second comes. DeepSpeed's stage 3 keeps its own."""
+    said = (runs / "said.txt").read_text()
+    for strategy in ("ddp", "zero1", "zero2", "zero2_offload"):
+        assert said.count(f"{strategy}: 0 modules are still there") == 2
 
 
 @pytest.mark.slow
