@@ -27,7 +27,7 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Does nothing for what is finished already.
     """
     entry.prepare_process(cfg, overrides)
-    ranks.refuse_second_command()
+    ranks.begin_command()
     for leg in legs(cfg):
         train_one(leg)
         close_wandb()

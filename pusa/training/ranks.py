@@ -45,8 +45,11 @@ def is_first() -> bool:
     return found.global_rank() == 0
 
 
-def refuse_second_command() -> None:
-    """ValueError for a sweep's later job in one process whose children served the first alone."""
+def begin_command() -> None:
+    """Forget what an earlier command in this process has answered: no room of the environment is
+    endless. ValueError for a sweep's later job whose children served the first alone."""
+    if os.environ.get(ANSWERS, "").startswith(f"{os.getpid()} "):
+        del os.environ[ANSWERS]
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return
     if isinstance(environment(), LightningEnvironment):

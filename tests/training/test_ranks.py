@@ -136,3 +136,15 @@ def test_a_single_process_strategy_refuses_two(tmp_path):
     )
     assert done.returncode == 1
     assert "strategy=single is one process, there are 2; choose strategy=ddp" in done.stderr
+
+
+def test_a_command_forgets_what_an_earlier_one_answered(monkeypatch):
+    """Else the environment of a long sweep outgrows what a new process may be given."""
+    monkeypatch.delenv(ranks.ANSWERS, raising=False)
+    for number in range(50):
+        ranks.begin_command()
+        ranks.first_decides(lambda: {"recipe": "x" * 10_000}, f"run_{number}")
+    assert len(os.environ[ranks.ANSWERS]) < 20_000
+    monkeypatch.setenv(ranks.ANSWERS, f"1 {json.dumps({'run': json.dumps({'answer': {}})})}")
+    ranks.begin_command()  # what its parent told a child stays
+    assert ranks.ANSWERS in os.environ
