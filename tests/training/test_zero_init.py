@@ -6,7 +6,10 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.training import test_strategies
 from tests.training.test_strategies import environment
+
+pytestmark = test_strategies.pytestmark
 
 
 @pytest.mark.slow
