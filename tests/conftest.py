@@ -20,11 +20,17 @@ def compose_config(name: str, *overrides: str) -> DictConfig:
         return compose(name, overrides=list(overrides))
 
 
+def add_replica(folder: Path) -> Path:
+    """Make a folder a root in which the tiny experiments run; returns it."""
+    (folder / "data").mkdir()
+    (folder / "data" / "replica").symlink_to(REPLICA)
+    return folder
+
+
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
     """PUSA_ROOT for a test: empty but for the replica's files."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "replica").symlink_to(REPLICA)
+    add_replica(tmp_path)
     monkeypatch.setenv("PUSA_ROOT", str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     return tmp_path
@@ -34,9 +40,7 @@ def root(tmp_path, monkeypatch) -> Path:
 def shared_data(tmp_path_factory) -> Path:
     """A root whose toy clips and latent cache are made once for all tests of a process."""
     folder = tmp_path_factory.mktemp("shared")
-    (folder / "data").mkdir()
-    (folder / "data" / "replica").symlink_to(REPLICA)
-    return folder
+    return add_replica(folder)
 
 
 @pytest.fixture

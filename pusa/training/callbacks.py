@@ -26,7 +26,7 @@ from pusa.pipelines.generate import Request, Sampler, decode_latents, sample_lat
 from pusa.training.averaging import Averaged
 from pusa.training.health import publish
 from pusa.training.module import VTAModule
-from pusa.training.strategy import gather, held_bytes, is_divided
+from pusa.training.strategy import ends_step, gather, held_bytes, is_divided
 from pusa.types import Text
 
 log = logging.getLogger(__name__)
@@ -87,8 +87,7 @@ class Progress(TQDMProgressBar):
         self._mark: tuple[float, int] | None = None
 
     def on_train_batch_end(self, trainer: Any, pl_module, outputs, batch, batch_idx) -> None:
-        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if complete and trainer.global_step % self.refresh_rate == 0:
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.refresh_rate == 0:
             now = time.perf_counter()
             if self._mark is not None:
                 steps = trainer.global_step - self._mark[1]
@@ -128,8 +127,11 @@ class SampleGrid(L.Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not complete or step % self.every or trainer.datamodule.heldout is None:
+        if (
+            not ends_step(trainer, batch_idx)
+            or step % self.every
+            or trainer.datamodule.heldout is None
+        ):
             return
         if trainer.is_global_zero or is_divided(pl_module):
             pairs = self.pairs(pl_module, trainer.datamodule)

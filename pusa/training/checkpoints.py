@@ -25,7 +25,7 @@ import torch
 
 from pusa.atomic import free_bytes, size_text, write_json
 from pusa.data.hashing import file_digest
-from pusa.training.strategy import max_over_ranks
+from pusa.training.strategy import ends_step, max_over_ranks
 
 log = logging.getLogger(__name__)
 FOLDER, STATE, WHOLE = "checkpoints", "state", "whole.json"
@@ -169,8 +169,8 @@ class Checkpoints(L.Callback):
         log.warning("%s: stopping after this step, saving.", signal.Signals(number).name)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module, outputs, batch, batch_idx) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return  # in the middle of a step
+        if not ends_step(trainer, batch_idx):
+            return
         # All processes stop after the same step, whoever got the signal.
         self.interrupted = int(max_over_ranks(torch.tensor(self._signals)))
         if self.interrupted:

@@ -2,6 +2,7 @@
 far a step moves the weights."""
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pusa.atomic import write_json
 from pusa.training.ranks import is_first
-from pusa.training.strategy import ZeRO, own_part, sum_over_ranks
+from pusa.training.strategy import ZeRO, ends_step, is_divided, own_part, sum_over_ranks
 from pusa.weights.files import write_tensors
 
 log = logging.getLogger(__name__)
@@ -66,14 +67,14 @@ class Health(L.Callback):
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self._norm = float(torch.nn.utils.get_total_norm(gradients))
-        if not torch.isfinite(torch.tensor(self._norm)):
+        if not math.isfinite(self._norm):
             for parameter in pl_module.parameters():
                 parameter.grad = None
 
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if not ends_step(trainer, batch_idx):
             return
         norm = self._norm
         if isinstance(trainer.strategy, ZeRO):
@@ -97,7 +98,7 @@ class Health(L.Callback):
         for name, part in _sampled(pl_module):
             now, before = own_part(part).detach().double(), self._before[name].double()
             sums += torch.stack([(now - before).square().sum(), before.square().sum()]).cpu()
-        if any(hasattr(p, "ds_id") for _, p in _sampled(pl_module)):
+        if is_divided(pl_module):
             sums = sum_over_ranks(sums).cpu()
         step, weights = sums.sqrt().tolist()
         return {"train/update_ratio": step / weights} if weights > 0 else {}
@@ -170,8 +171,7 @@ class LossMap(L.Callback):
         self._window += table
         self._total += table
         self._drawn += torch.histc(sigma.float(), HISTOGRAM, 0, 1)
-        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if complete and trainer.global_step % self.every == 0:
+        if ends_step(trainer, batch_idx) and trainer.global_step % self.every == 0:
             self._publish(trainer)
 
     def _publish(self, trainer: L.Trainer) -> None:

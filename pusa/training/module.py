@@ -14,7 +14,7 @@ from pusa.atomic import write_json
 from pusa.diffusion.timesteps import VectorTimesteps
 from pusa.pipelines.build import Model
 from pusa.rng import generator_for
-from pusa.training.strategy import is_divided, sum_over_ranks, whole
+from pusa.training.strategy import ends_step, is_divided, sum_over_ranks, whole
 from pusa.types import LatentBatch, Text
 from pusa.weights.doctor import diagnose, diagnose_saved
 from pusa.weights.files import WeightsError, write_tensors
@@ -88,7 +88,7 @@ class VTAModule(L.LightningModule):
         """The mean over the passes of a step, once it is complete, and over processes."""
         passes = self.trainer.accumulate_grad_batches
         self._loss_of_step = self._loss_of_step + loss / passes
-        if (batch_idx + 1) % passes == 0:
+        if ends_step(self.trainer, batch_idx):
             self.log("train/loss", self._loss_of_step, prog_bar=True, batch_size=1, sync_dist=True)
             self._loss_of_step = 0.0
 

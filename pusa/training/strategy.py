@@ -181,6 +181,11 @@ class DDP(DDPStrategy):
         )
 
 
+def ends_step(trainer: Any, batch_idx: int) -> bool:
+    """Whether a pass is the last one of its step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
 def is_divided(module: nn.Module) -> bool:
     """Whether ZeRO-3 keeps the module's weights in shards."""
     return any(hasattr(p, "ds_id") for p in module.parameters())

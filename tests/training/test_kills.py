@@ -16,11 +16,10 @@ import torch
 import train
 from pusa.training import checkpoints
 from pusa.training.checkpoints import list_saved, newest_sound
-from pusa.training.loggers import read_metrics
 from pusa.weights.files import read_tensors
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, add_replica
 from tests.training.killed import EVERY, STEPS
-from tests.training.test_strategies import environment, overrides
+from tests.training.test_strategies import environment, overrides, rows
 
 KILLS = 20
 
@@ -30,19 +29,16 @@ def same_lora(one: Path, two: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def rows(run: Path) -> list[dict[str, str]]:
-    """All that was logged, but for what a clock or the machine says."""
-    drop = ("train/clips_per_s", "train/memory_gb")
-    table = read_metrics(run / "metrics" / "metrics.csv")
-    kept = [{k: v for k, v in row.items() if k not in drop} for row in table]
-    return [row for row in kept if len(row) > 1]  # more than the step
+def saving_each_step(small_run, name: str, *more: str):
+    return small_run(
+        "tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1", f"name={name}",
+        "callbacks.grid=null", *more,
+    )  # fmt: skip
 
 
 @pytest.fixture
 def place(tmp_path) -> Path:
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "replica").symlink_to(REPOSITORY / "data" / "replica")
-    return tmp_path
+    return add_replica(tmp_path)
 
 
 @pytest.mark.slow
@@ -86,8 +82,7 @@ PHASES = {
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, monkeypatch, phase):
-    cfg = small_run("tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1", "name=dies")
-    cfg.callbacks.grid = None
+    cfg = saving_each_step(small_run, "dies")
     target, when = PHASES[phase]
     owner, name = target.rsplit(".", 1)
     module = checkpoints if owner.startswith("pusa") else __import__("lightning").Trainer
@@ -113,8 +108,7 @@ def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, monkeypatc
     assert saved is not None
     assert saved.step == 2
     train.train(cfg)
-    whole = small_run("tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1", "name=lives")
-    whole.callbacks.grid = None
+    whole = saving_each_step(small_run, "lives")
     train.train(whole)
     assert same_lora(run, Path(whole.paths.run))
     assert [p.name for p in (run / "checkpoints").iterdir() if "partial" in p.name] == []
@@ -148,19 +142,8 @@ def test_an_exception_in_a_worker_ends_the_run_and_the_rest_goes_on(small_run, m
     """Reading fails once in a data worker, as a network disk does."""
     from pusa.data.cache import LatentCache
 
-    names = ("lives", "fails")
-    configs = [
-        small_run(
-            "tiny_vta",
-            "lora.rank=4",
-            "callbacks.checkpoints.every=1",
-            f"name={name}",
-            "callbacks.grid=null",
-            "data.batches.num_workers=1",
-            "data.batches.in_memory=false",
-        )
-        for name in names
-    ]
+    reading = ("data.batches.num_workers=1", "data.batches.in_memory=false")
+    configs = [saving_each_step(small_run, name, *reading) for name in ("lives", "fails")]
     train.train(configs[0])
     read, calls = LatentCache.read, []
 
@@ -186,16 +169,7 @@ def test_an_exception_in_a_worker_ends_the_run_and_the_rest_goes_on(small_run, m
 def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(small_run, monkeypatch):
     import lightning as L
 
-    configs = [
-        small_run(
-            "tiny_vta",
-            "lora.rank=4",
-            "callbacks.checkpoints.every=1",
-            f"name={name}",
-            "callbacks.grid=null",
-        )
-        for name in ("lives", "full")
-    ]
+    configs = [saving_each_step(small_run, name) for name in ("lives", "full")]
     train.train(configs[0])
     save, calls = L.Trainer.save_checkpoint, []
 

@@ -13,7 +13,7 @@ import torch
 from pusa.training import ranks
 from pusa.training.loggers import read_metrics
 from pusa.weights.files import read_tensors
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, add_replica
 from tests.training.test_strategies import environment, overrides
 
 
@@ -86,8 +86,7 @@ def test_the_first_of_two_nodes_answers_both_and_its_failure_is_theirs(word):
 @pytest.mark.timeout(600)
 def test_two_nodes_started_by_hand_train_as_one_process(tmp_path):
     """Into an empty folder: the first renders and encodes; one wandb run, resumed as one."""
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "replica").symlink_to(REPOSITORY / "data" / "replica")
+    add_replica(tmp_path)
     common = [*overrides(tmp_path), "logger.wandb=offline"]
     env = environment()
     single = [sys.executable, "train.py", *common, "name=single", "logger.wandb=off"]
@@ -129,8 +128,7 @@ def test_a_single_process_strategy_refuses_two(tmp_path):
         "name=x",
         "trainer.devices=2",
     ]
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "replica").symlink_to(REPOSITORY / "data" / "replica")
+    add_replica(tmp_path)
     done = subprocess.run(
         command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200
     )
