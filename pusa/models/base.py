@@ -1,8 +1,10 @@
 """What the other rooms may rely on: a backbone, a VAE and a text encoder, as protocols, and the
 rule by which every VAE takes the frames it is asked for."""
 
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,49 @@ from torch import Tensor, nn
 from pusa.types import LatentSpec, Text
 
 
+@dataclass(frozen=True)
+class PreparedText:
+    """What a backbone computes from its text alone, once for all steps of a sampling.
+
+    network: the one that made it, the only one that takes it, while its weights and their LoRAs
+    stay as they are; batch: of the text; dtype: of the computation, autocast's if that was on;
+    parts: what the network goes on with.
+    """
+
+    network: "weakref.ref[nn.Module]"
+    batch: int
+    dtype: torch.dtype
+    parts: tuple[Any, ...]
+
+    def check(self, network: nn.Module, batch: int, dtype: torch.dtype) -> None:
+        """ValueError unless it was made by this network, for this batch, in this precision."""
+        if self.network() is not network:
+            raise ValueError(
+                "this text was prepared by another network; use this one's prepare_text."
+            )
+        if self.batch != batch:
+            raise ValueError(
+                f"this text was prepared for a batch of {self.batch}, the latents are {batch}; "
+                "prepare one text for each of them."
+            )
+        if self.dtype != dtype:
+            raise ValueError(
+                f"this text was prepared in {self.dtype}, the network runs in {dtype}; "
+                "prepare it under the same autocast."
+            )
+
+
 class VideoBackbone(Protocol):
-    """latents (B, C, F, h, w), sigma (B,) or (B, F) in [0, 1], text -> velocity, noise - clean."""
+    """latents (B, C, F, h, w), sigma (B,) or (B, F) in [0, 1], text -> velocity, noise - clean.
+
+    A prepared text gives the same bits as the text that it was made of.
+    """
 
     text_dim: int
 
-    def __call__(self, latents: Tensor, sigma: Tensor, text: Text) -> Tensor: ...
+    def prepare_text(self, text: Text) -> PreparedText: ...
+
+    def __call__(self, latents: Tensor, sigma: Tensor, text: Text | PreparedText) -> Tensor: ...
 
 
 class VideoVAE(Protocol):

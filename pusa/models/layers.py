@@ -12,9 +12,7 @@ from torch.nn import functional
 from pusa.types import Text
 
 
-def check_inputs(
-    latents: Tensor, sigma: Tensor, text: Text, in_channels: int, text_dim: int, text_len: int
-) -> None:
+def check_latents(latents: Tensor, sigma: Tensor, in_channels: int) -> None:
     """ValueError for inputs that do not fit a DiT with 2x2 patches or do not fit one another."""
     if latents.ndim != 5 or latents.shape[1] != in_channels:
         raise ValueError(f"latents {tuple(latents.shape)} are not (B, {in_channels}, F, h, w).")
@@ -25,11 +23,21 @@ def check_inputs(
         raise ValueError(
             f"sigma {tuple(sigma.shape)} is neither ({batch},) nor ({batch}, {frames})."
         )
+
+
+def check_text(text: Text, batch: int | None, text_dim: int, text_len: int) -> None:
+    """ValueError for a text that does not fit a DiT, or these latents; batch None: any number."""
     shape = text.embedding.shape
-    if len(shape) != 3 or shape[0] != batch or shape[2] != text_dim:
-        raise ValueError(f"text {tuple(shape)} is not ({batch}, L, {text_dim}).")
+    if len(shape) != 3 or batch not in (None, shape[0]) or shape[2] != text_dim:
+        raise ValueError(f"text {tuple(shape)} is not ({batch or 'B'}, L, {text_dim}).")
     if shape[1] > text_len:
         raise ValueError(f"text has {shape[1]} tokens, this model takes {text_len}.")
+
+
+def working_dtype(weight: Tensor) -> torch.dtype:
+    """In which products with a weight are taken: autocast's if that is on, else the weight's."""
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

@@ -5,6 +5,7 @@ broadcast over tokens. Knows no checkpoint, no task, no LoRA.
 """
 
 import math
+import weakref
 from functools import lru_cache
 
 import torch
@@ -12,18 +13,21 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pusa.models.base import PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
     RMSNorm,
     add_gated,
-    check_inputs,
+    check_latents,
+    check_text,
     masked_attention,
     modulate,
     plain_layer_norm,
     rms_norm,
     rotate,
     sinusoid,
+    working_dtype,
 )
 from pusa.types import Text
 
@@ -275,26 +279,38 @@ class MochiDiT(nn.Module):
         self.final_layer = FinalLayer(dim, self.out_channels)
         self.reset_parameters()
 
-    def forward(self, latents: Tensor, sigma: Tensor, text: Text) -> Tensor:
+    def prepare_text(self, text: Text) -> PreparedText:
+        """The caption's pooled vector and its tokens as they enter the text stream, for many calls.
+
+        In the blocks the text depends on the picture, so that nothing more can be kept; it takes
+        1.6 MB a caption of Mochi-1 in float32. ValueError for any shape that does not fit.
+        """
+        check_text(text, None, self.text_dim, self.text_len)
+        embedding, mask = self._trimmed(text)
+        pooled = self.t5_y_embedder(embedding, mask).float()
+        tokens = self.t5_yproj(embedding)[:, None]
+        padding = None if bool(mask.all()) else mask
+        return PreparedText(weakref.ref(self), len(mask), tokens.dtype, (pooled, tokens, padding))
+
+    def forward(self, latents: Tensor, sigma: Tensor, text: Text | PreparedText) -> Tensor:
         """Velocity, noise - clean, of noisy latents.
 
         latents: (B, C, F, h, w), h and w even; sigma: (B,) or (B, F) in [0, 1], 1 = noise;
-        text: embedding (B, L <= text_len, text_dim), of which only tokens in the mask count; an
-        empty mask is an empty caption. Returns (B, C, F, h, w) in the latents' dtype. ValueError
-        for any shape that does not fit.
+        text: embedding (B, L <= text_len, text_dim), of which only tokens in the mask count, or
+        what `prepare_text` made of it; an empty mask is an empty caption. Returns (B, C, F, h, w)
+        in the latents' dtype. ValueError for any shape that does not fit.
         """
-        check_inputs(latents, sigma, text, self.in_channels, self.text_dim, self.text_len)
+        check_latents(latents, sigma, self.in_channels)
         batch, _, frames, height, width = latents.shape
         sigma = sigma.float()
         if sigma.ndim == 1:
             sigma = sigma[:, None].expand(batch, frames)
-        embedding, mask = self._trimmed(text)
-        conditioning = self.t_embedder(sigma) + self.t5_y_embedder(embedding, mask).float()
+        pooled, y, mask = self._prepared(text, batch).parts
+        conditioning = self.t_embedder(sigma) + pooled
         x = self.x_embedder(latents)
-        y = self.t5_yproj(embedding)[:, None]
         grid = (frames, height // PATCH, width // PATCH)
         rope = self._rope(grid)
-        kept = None if bool(mask.all()) else functional.pad(mask, (math.prod(grid), 0), value=True)
+        kept = None if mask is None else functional.pad(mask, (math.prod(grid), 0), value=True)
         for i, block in enumerate(self.blocks):
             x, y = self.checkpointing.run(block, i, x, y, conditioning, rope, kept)
         clean_minus_noise = rearrange(
@@ -302,6 +318,13 @@ class MochiDiT(nn.Module):
             h=grid[1], w=grid[2], p=PATCH, q=PATCH,
         )  # fmt: skip
         return -clean_minus_noise.to(latents.dtype)
+
+    def _prepared(self, text: Text | PreparedText, batch: int) -> PreparedText:
+        if not isinstance(text, PreparedText):
+            check_text(text, batch, self.text_dim, self.text_len)
+            return self.prepare_text(text)
+        text.check(self, batch, working_dtype(self.t5_yproj.weight))
+        return text
 
     def _trimmed(self, text: Text) -> tuple[Tensor, Tensor]:
         """Embedding and mask up to the longest caption's end, zeros where a caption is shorter."""
