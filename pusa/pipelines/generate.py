@@ -17,6 +17,7 @@ from pusa.diffusion.sampler import Velocity, guided
 from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.encode import encode_frames
+from pusa.pipelines.prompted import Prompted
 from pusa.rng import generator_for
 from pusa.types import Text
 
@@ -141,12 +142,13 @@ def sample_latents(
     noise = torch.stack([_noise(request, shape) for request in requests]).to(device)
     conditioning = task.bind(noise.shape, [latents.to(device) for latents in media])
     both = join_texts([text, negative]) if sampler.guidance == "batched" else None
+    prompted = Prompted(experts)
     velocity = guided(
-        lambda x, sigma, step: experts.at(step)(x, sigma, text),
-        lambda x, sigma, step: experts.at(step)(x, sigma, negative),
+        prompted.by(text),
+        prompted.by(negative),
         sampler.guidance_scale,
         sampler.guidance_interval,
-        None if both is None else lambda x, sigma, step: experts.at(step)(*_twice(x, sigma), both),
+        None if both is None else prompted.by_pair(both),
     )
     precision = (
         torch.autocast(device.type, torch.bfloat16)
@@ -155,10 +157,6 @@ def sample_latents(
     )
     with precision:
         return integrate(sampler, flow, velocity, noise, conditioning, progress)
-
-
-def _twice(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.cat([tensor, tensor]) for tensor in tensors)
 
 
 def _noise(request: Request, shape: Sequence[int]) -> Tensor:
