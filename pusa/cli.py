@@ -1,37 +1,17 @@
-"""`pusa`: generate, encode, toy clips, making the replica's text encoder.
-
-Commands for files of weights are in cli_weights.
-"""
+"""`pusa`: the program, and its commands encode, toy and tiny-text-encoder; others are in cli_*."""
 
 import argparse
 import contextlib
-import json
 import logging
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from pusa import cli_data, cli_plan, cli_schedule, cli_train, cli_weights, entry
+from pusa import cli_data, cli_generate, cli_plan, cli_schedule, cli_train, cli_weights, entry
 
 log = logging.getLogger(__name__)
-SIDECAR_TARGETS = (
-    "pusa.pipelines.build.Model", "pusa.models.wan_dit.WanDiT", "pusa.models.mochi_dit.MochiDiT",
-    "pusa.types.LatentSpec",
-    "pusa.diffusion.flow.FlowMatching", "pusa.pipelines.generate.Sampler",
-    "pusa.diffusion.plans.NoisyFirst", "pusa.diffusion.plans.Pyramid",
-    "pusa.diffusion.plans.RollingWindow", "pusa.diffusion.plans.Matrix",
-)  # fmt: skip
-_LORA_HELP = (
-    "a LoRA of any format, or the folder of a training run; may be repeated. EXPERT: high, low or "
-    "both, on a model of two experts; a file that says which one it is for needs none."
-)
-_AT_HELP = (
-    "a condition, POSITION=FILE[:MULTIPLIER]; may be repeated. POSITION: a pixel frame (0, -1), "
-    "last, or latent:K. MULTIPLIER: 0 keeps the image exactly, 1 ignores it (default 0.2)."
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="pusa", description="Video diffusion with a timestep per frame."
     )
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_generate(commands)
+    cli_generate.add_commands(commands)
     _add_encode(commands)
     toy = commands.add_parser("toy", help="render captioned toy clips with known truth")
     toy.add_argument("folder")
@@ -99,29 +79,6 @@ def _add_encode(commands) -> None:
     encode.set_defaults(run=_encode)
 
 
-def _add_generate(commands) -> None:
-    generate = commands.add_parser("generate", help="make a video from a prompt and images")
-    what = generate.add_mutually_exclusive_group(required=True)
-    what.add_argument("--prompt")
-    what.add_argument("--from", dest="sidecar", metavar="JSON", help="make a sidecar's video again")
-    generate.add_argument("--at", action="append", default=[], help=_AT_HELP)
-    generate.add_argument("--output", "-o", required=True, help="the .mp4 to write")
-    generate.add_argument(
-        "--lora", action="append", metavar="[EXPERT=]FILE[:STRENGTH]", help=_LORA_HELP
-    )
-    generate.add_argument(
-        "--strength", help="a factor for all LoRAs: 1.4, or high=1.5,low=1.4 (default 1)"
-    )
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--steps", type=int, help="sampling steps")
-    generate.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
-    for name in ("num-frames", "height", "width"):
-        generate.add_argument(f"--{name}", type=int, help="default: the model's")
-    cli_schedule.add_plan(generate)
-    _add_model(generate)
-    generate.set_defaults(run=_generate)
-
-
 def compose_config(name: str, overrides: list[str]) -> DictConfig:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
@@ -132,72 +89,6 @@ def compose_config(name: str, overrides: list[str]) -> DictConfig:
             return compose(name, overrides=overrides)
     except HydraException as error:
         raise ValueError(str(error)) from error
-
-
-def _generate(options: argparse.Namespace) -> None:
-    from pusa.pipelines.loras import parse_strength
-    from pusa.pipelines.produce import Description, produce
-
-    expected, strength = None, options.strength
-    if options.sidecar is not None:
-        if options.at or options.lora or strength or options.overrides or options.plan:
-            raise ValueError(
-                "--from makes a video again as it was; "
-                "leave out --at, --lora, --strength, --plan, --set."
-            )
-        cfg, expected = _from_sidecar(options.sidecar)
-    else:
-        cfg = compose_config("generate", [f"model={options.model}", *options.overrides])
-        if options.plan is not None:
-            cli_schedule.set_plan(cfg, options.plan)
-        flags = {
-            "prompt": options.prompt, "at": options.at, "lora": options.lora,
-            "strength": None if strength is None else parse_strength(strength),
-            "seed": options.seed,
-            "num_frames": options.num_frames, "height": options.height, "width": options.width,
-            "sampler.num_steps": options.steps, "sampler.guidance_scale": options.guidance,
-        }  # fmt: skip
-        for key, value in flags.items():
-            if value is not None:
-                OmegaConf.update(cfg, key, value)
-    cfg.output = options.output
-    fields = ("prompt", "at", "seed", "num_frames", "height", "width", "fps", "fit", "lora",
-              "strength", "output")  # fmt: skip
-    plain = entry.plain_config(cfg)
-    recipe = {key: value for key, value in plain.items() if key != "output"}
-    what = Description(**{key: plain[key] for key in fields})
-    path = produce(
-        entry.build(cfg.model), entry.build(cfg.sampler), what, recipe, expected,
-        entry.progress_bars("sample"),
-    )  # fmt: skip
-    log.info("wrote %s and %s", path, path.with_suffix(".json"))
-
-
-def _from_sidecar(path: str) -> tuple[DictConfig, dict[str, str]]:
-    from pusa.pipelines.produce import versions
-
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such sidecar.")
-    try:
-        sidecar = json.loads(Path(path).read_text())
-        for name, here in versions().items():
-            if sidecar["made_by"].get(name) != here:
-                there = sidecar["made_by"].get(name)
-                log.warning("made with %s %s, here %s: bytes may differ.", name, there, here)
-        _refuse_foreign_targets(sidecar["recipe"], path)
-        return OmegaConf.create({**sidecar["recipe"], "output": "???"}), sidecar["inputs"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not a sidecar of `pusa generate` ({error}).") from error
-
-
-def _refuse_foreign_targets(node, path: str) -> None:
-    """A sidecar is somebody's file: it may name our classes, and nothing else to be called."""
-    values = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for value in values:
-        _refuse_foreign_targets(value, path)
-    target = node.get("_target_") if isinstance(node, dict) else None
-    if target is not None and target not in SIDECAR_TARGETS:
-        raise ValueError(f"{path}: names {target}, which no sidecar of ours does; it is refused.")
 
 
 def _encode(options: argparse.Namespace) -> None:

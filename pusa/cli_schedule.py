@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pusa import entry
 
 log = logging.getLogger(__name__)
-_POSITION = re.compile(r"(?P<position>(?:(?:latent|frame):)?[^:=]+)(?::(?P<multiplier>[0-9.]+))?")
+_POSITION = re.compile(r"(?P<position>(?:(?:latent|frame):)?[^:=]+)(?P<multipliers>:[0-9.,]+)?")
 
 
 def add_commands(commands) -> None:
@@ -31,9 +31,10 @@ def add_commands(commands) -> None:
         help="override any config key, as sampler=unipc; may be repeated",
     )  # fmt: skip
     schedule.add_argument(
-        "--at", action="append", default=[], metavar="POSITION[:MULTIPLIER]",
+        "--at", action="append", default=[], metavar="POSITION[:MULTIPLIER,...]",
         help="a condition as of `pusa generate`, with or without its file; may be repeated",
     )  # fmt: skip
+    schedule.add_argument("--task", metavar="NAME", help="a task of configs/task")
     schedule.add_argument("--steps", type=int, help="sampling steps")
     schedule.add_argument("--num-frames", type=int, help="pixel frames; default: the model's")
     add_plan(schedule)
@@ -41,7 +42,7 @@ def add_commands(commands) -> None:
     schedule.set_defaults(run=_schedule)
 
 
-def add_plan(parser: argparse.ArgumentParser) -> None:
+def add_plan(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--plan", metavar="FILE",
         help="noise levels of all latent frames: a .csv or .json with a row for each step and one "
@@ -61,20 +62,24 @@ def set_plan(cfg: DictConfig, path: str) -> None:
 
 def _schedule(options: argparse.Namespace) -> None:
     from pusa.cli import compose_config
-    from pusa.pipelines.positions import parse_condition
-    from pusa.pipelines.produce import task_of
+    from pusa.pipelines.placements import multipliers_of, place_unseen
+    from pusa.pipelines.positions import Timing
     from pusa.pipelines.schedule import schedule_of
     from pusa.pipelines.schedule_report import as_text, write_report
+    from pusa.pipelines.tasks import parse_given
 
-    cfg = compose_config("generate", [f"model={options.model}", *options.overrides])
+    task = [] if options.task is None else [f"task={options.task}"]
+    cfg = compose_config("generate", [f"model={options.model}", *task, *options.overrides])
     if options.plan is not None:
         set_plan(cfg, options.plan)
     if options.steps is not None:
         cfg.sampler.num_steps = options.steps
     model = entry.build(cfg.model)
     num_frames = model.num_frames if options.num_frames is None else options.num_frames
-    conditions = [parse_condition(_with_file(at), model.spec, num_frames) for at in options.at]
-    schedule = schedule_of(model, entry.build(cfg.sampler), task_of(conditions), num_frames)
+    rows = [parse_given(_with_file(at)) for at in options.at]
+    timing = Timing(model.spec, num_frames, cfg.fps)
+    given = multipliers_of(place_unseen(entry.build(cfg.task), timing, rows))
+    schedule = schedule_of(model, entry.build(cfg.sampler), given, num_frames)
     if options.output is not None:
         write_report(schedule, options.output)
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -88,4 +93,4 @@ def _with_file(at: str) -> str:
     match = _POSITION.fullmatch(at.strip())
     if match is None:
         return at
-    return f"{match['position']}=FILE" + (f":{match['multiplier']}" if match["multiplier"] else "")
+    return f"{match['position']}=FILE{match['multipliers'] or ''}"

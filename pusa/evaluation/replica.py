@@ -12,7 +12,6 @@ import torch
 from pusa.atomic import write_json
 from pusa.data import video
 from pusa.data.hashing import content_key, file_digest, fingerprint
-from pusa.diffusion.conditioning import Task
 from pusa.evaluation.baselines import Codec, GroundTruth, StaticCopy, System
 from pusa.evaluation.compare import compare, video_path
 from pusa.evaluation.report import contact_sheet, write_report
@@ -31,7 +30,10 @@ from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
 from pusa.pipelines.loras import place_loras
 from pusa.pipelines.parts import Part
+from pusa.pipelines.placements import multipliers_of, place_unseen
+from pusa.pipelines.positions import Timing
 from pusa.pipelines.prepare import Source
+from pusa.pipelines.tasks import Task
 
 log = logging.getLogger(__name__)
 Bars = Callable[[str], Callable[[Iterable], Iterable]]
@@ -173,10 +175,9 @@ def _retention(
 
 
 def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> dict[str, str]:
-    given = ", ".join(
-        f"latent frame {a.at} with noise multiplier {', '.join(f'{m:g}' for m in a.multipliers)}"
-        for a in task.anchors
-    )
+    timing = Timing(model.spec, model.num_frames, model.fps)
+    multipliers = multipliers_of(place_unseen(task, timing)).items()
+    given = ", ".join(f"latent frame {f} with noise multiplier {m:g}" for f, m in multipliers)
     return {
         "task": f"{task.name} ({given or 'nothing given'})",
         "base": f"{model.name}, {model.weights}",

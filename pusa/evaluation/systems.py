@@ -7,13 +7,16 @@ import torch
 from torch import Tensor
 
 from pusa.data import video
-from pusa.diffusion.conditioning import Task
 from pusa.evaluation.suite import SuiteItem
 from pusa.models.base import TextEncoder, VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.encode import encode_frames
 from pusa.pipelines.generate import Request, Sampler, decode_latents, generate, join_texts
+from pusa.pipelines.media import Shown, shown
+from pusa.pipelines.placements import Placement, place_unseen
+from pusa.pipelines.positions import Timing
+from pusa.pipelines.tasks import Task
 from pusa.rng import generator_for
 from pusa.types import Text
 
@@ -22,7 +25,7 @@ RETENTION_SIGMAS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 @dataclass
 class ModelSystem:
-    """Generates suite items with a backbone; media of the task are the item's first frame.
+    """Generates suite items with a backbone. What the task gives are the item's own frames there.
 
     Two systems get the same noise for the same item and seed, so their differences are paired.
     """
@@ -37,23 +40,37 @@ class ModelSystem:
 
     def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
         """uint8 videos (T, 3, H, W), one per item."""
+        scene = items[0].scene
+        timing = Timing(self.model.spec, scene.num_frames, self.model.fps)
+        placements = place_unseen(self.task, timing)
         requests = [
             Request(
                 self.text_encoder.encode([item.caption]),
-                (item.condition_image()[None],) * self.task.num_media,
+                reveal(item.frames(), placements, timing) if placements else (),
                 seed=seed,
                 purpose=f"suite/{item.index}",
             )
             for item in items
         ]
-        scene = items[0].scene
         negative = self.model.negative_prompt
         videos = generate(
-            self.backbone, self.vae, self.model.flow, self.sampler, self.task, requests,
+            self.backbone, self.vae, self.model.flow, self.sampler, requests,
             self.model.latent_shape(scene.num_frames, scene.height, scene.width),
             None if negative is None else self.text_encoder.encode([negative]),
         )  # fmt: skip
         return list(videos)
+
+
+def reveal(truth: Tensor, placements: Sequence[Placement], timing: Timing) -> tuple[Shown, ...]:
+    """Frames of a clip (T, 3, H, W) where a task gives some: a picture is the frame at its place,
+    and a clip looks back on the frames before it if the task has them."""
+    own, behind = {}, {}
+    for placement in placements:
+        frames = list(timing.frames_of(placement.latents))
+        own[placement] = truth[[placement.at] * len(frames) if placement.is_picture else frames]
+        if placement.before:
+            behind[placement] = truth[list(placement.before)]
+    return shown(placements, own, behind, timing)
 
 
 def codec_roundtrip(vae: VideoVAE, frames: Tensor) -> Tensor:

@@ -36,6 +36,12 @@ class Experts:
         self._at_work = None
         return self
 
+    def rest(self) -> None:
+        """Every network to main memory; `at` brings one back if they are `one_at_a_time`."""
+        for _, network in self.networks:
+            network.to("cpu")
+        self._at_work = None
+
     def at(self, sigma: Tensor | float) -> nn.Module:
         """The network of a sampling step, by the step's own sigma (): a frame that runs at less
         noise, a condition, has no say. At a floor it is the noisier one (Wan2.2: t >= boundary)."""

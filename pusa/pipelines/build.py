@@ -13,6 +13,7 @@ from pusa.diffusion.flow import FlowMatching
 from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.models.text import T5TextEncoder, load_text_encoder
+from pusa.models.tiling import Tiling
 from pusa.models.vae import load_vae
 from pusa.pipelines.loras import EXPERTS, PlacedLoRA
 from pusa.pipelines.tiny import write_tiny_model
@@ -229,8 +230,8 @@ class Model:
             networks.append((floor, network))
         return Experts(networks, self.one_at_a_time)
 
-    def build_vae(self) -> VideoVAE:
-        vae = load_vae(self.vae, latent_space=self.latent_space)
+    def build_vae(self, tiling: Tiling | None = None) -> VideoVAE:
+        vae = load_vae(self.vae, tiling, latent_space=self.latent_space)
         if vae.spec != self.spec:
             raise ValueError(
                 f"{self.vae}: folds pixels as {vae.spec}, model.spec says {self.spec}."

@@ -1,7 +1,8 @@
-"""Prompt + media + Task -> video. Used by the command line, sample grids and evaluation alike."""
+"""Prompts + what is given -> latents and videos. Used by the command line, sample grids and
+evaluation alike."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,14 +10,15 @@ from torch import Tensor, nn
 
 from pusa.data import video
 from pusa.diffusion import upstream
-from pusa.diffusion.conditioning import Conditioning, Task
-from pusa.diffusion.flow import FlowMatching
+from pusa.diffusion.conditioning import Conditioning
+from pusa.diffusion.flow import FlowMatching, per_frame
 from pusa.diffusion.plans import Constant, Rule
 from pusa.diffusion.sampler import METHODS as OUR_METHODS
 from pusa.diffusion.sampler import Velocity, guided
 from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.encode import encode_frames
+from pusa.pipelines.media import Shown
 from pusa.pipelines.prompted import Prompted
 from pusa.rng import generator_for
 from pusa.types import Text
@@ -33,7 +35,9 @@ class Sampler:
     method: euler, heun (two network calls a step), unipc, or upstream (Euler with the public code's
     roundings). guidance_interval: the step sigmas (low, high) at which there is guidance; guidance:
     its two passes one after the other, or as one batch. plan: how frames follow the steps, a rule
-    of diffusion/plans.py; None is `Constant`.
+    of diffusion/plans.py; None is `Constant`. clean_above: while the step's sigma is at or above
+    it, given frames are shown clean (their noise comes back below); a model's boundary keeps low
+    noise levels from the high-noise expert.
     """
 
     num_steps: int = 30
@@ -44,6 +48,7 @@ class Sampler:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     guidance: str = "sequential"
     plan: Rule | None = None
+    clean_above: float | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
@@ -59,6 +64,8 @@ class Sampler:
                 "sampler.guidance_interval must be [low, high] with 0 <= low <= high <= 1, "
                 f"got {list(self.guidance_interval)}."
             )
+        if self.clean_above is not None and self.method == "upstream":
+            raise ValueError("sampler.clean_above is not upstream's; use another sampler.method.")
 
     def flow(self, flow: FlowMatching) -> FlowMatching:
         return flow if self.shift is None else replace(flow, shift=self.shift)
@@ -82,15 +89,24 @@ def integrate(
     # The path itself: a flow that rounds in training (UpstreamFlow) would not keep a clean frame.
     path = FlowMatching()
     method = METHODS[sampler.method]
-    return method(velocity, noise, conditioning.latents, plan.steps, plan.levels, path, progress)
+    steps, levels, clean = plan.steps, plan.levels, conditioning.latents
+    if sampler.clean_above is not None:
+        early = int((steps[:-1] >= sampler.clean_above).sum())
+        given = conditioning.multiplier < 1
+        kept = torch.where(given, 0.0, levels[: early + 1])
+        x = method(velocity, noise, clean, steps[: early + 1], kept, path, progress)
+        # Of the given frames not what a network made of them, but they and their own noise.
+        x = torch.where(per_frame(given), path.add_noise(clean, noise, levels[early]), x)
+        noise, clean, steps, levels = x, x, steps[early:], levels[early:]
+    return method(velocity, noise, clean, steps, levels, path, progress)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video: encoded prompt (1, L, text_dim), media as uint8 frames (T, 3, H, W), a seed."""
+    """One video: encoded prompt (1, L, text_dim), the pixels that are given, a seed."""
 
     text: Text
-    media: tuple[Tensor, ...] = ()
+    given: tuple[Shown, ...] = ()
     seed: int = 0
     purpose: str = field(default="generate", repr=False)
 
@@ -119,19 +135,17 @@ def sample_latents(
     backbone: nn.Module | Experts,
     flow: FlowMatching,
     sampler: Sampler,
-    task: Task,
+    conditioning: Conditioning,
     requests: Sequence[Request],
-    media: Sequence[Tensor],
-    shape: Sequence[int],
     negative: Text | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
-    """Latents (B, C, F, h, w) for a batch of requests of one task.
+    """Latents (B, C, F, h, w) for a batch of requests.
 
-    backbone: one network, or experts, of which the sigma of each step chooses one. media: latents
-    (B, C, F_m, h, w) of each medium of the task; shape: (C, F, h, w). A request's noise depends on
-    its own seed alone, not on the batch. negative: encoded negative prompt (1, L, text_dim), None
-    for no text.
+    backbone: one network, or experts, of which the sigma of each step chooses one. conditioning:
+    latents and multipliers of the batch; what the requests give is not looked at. A request's noise
+    depends on its own seed alone, not on the batch. negative: encoded negative prompt (1, L,
+    text_dim), None for no text.
     """
     experts = backbone if isinstance(backbone, Experts) else Experts([(0.0, backbone)])
     device = experts.device
@@ -139,8 +153,9 @@ def sample_latents(
     if negative is None:
         negative = no_text(1, text.embedding.shape[-1])
     negative = join_texts([negative] * len(requests)).to(device)
+    shape = conditioning.latents.shape[1:]
     noise = torch.stack([_noise(request, shape) for request in requests]).to(device)
-    conditioning = task.bind(noise.shape, [latents.to(device) for latents in media])
+    conditioning = conditioning.to(device)
     both = join_texts([text, negative]) if sampler.guidance == "batched" else None
     prompted = Prompted(experts)
     velocity = guided(
@@ -169,35 +184,52 @@ def generate(
     vae: VideoVAE,
     flow: FlowMatching,
     sampler: Sampler,
-    task: Task,
     requests: Sequence[Request],
     shape: Sequence[int],
     negative: Text | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Tensor:
-    """Videos (B, T, 3, H, W) uint8. ValueError if a request's media do not suit the task."""
-    for request in requests:
-        if len(request.media) != task.num_media:
-            raise ValueError(
-                f"task {task.name!r} takes {task.num_media} image(s) or clip(s), "
-                f"got {len(request.media)}."
-            )
-    media = [
-        encode_frames(vae, torch.stack([video.to_signed(r.media[i]) for r in requests]))
-        for i in range(task.num_media)
-    ]
-    latents = sample_latents(
-        backbone, flow, sampler, task, requests, media, shape, negative, progress
-    )
+    """Videos (B, T, 3, H, W) uint8, of latents of `shape` (C, F, h, w)."""
+    conditioning = condition(vae, requests, shape)
+    latents = sample_latents(backbone, flow, sampler, conditioning, requests, negative, progress)
     return decode_latents(vae, latents)
+
+
+def condition(vae: VideoVAE, requests: Sequence[Request], shape: Sequence[int]) -> Conditioning:
+    """Encode what requests give, what is of one size together, for latents of `shape` (C, F, h, w).
+
+    ValueError if a request's latent frame is outside the clip or given twice.
+    """
+    result = Conditioning.free((len(requests), *shape))
+    alike: dict[tuple, list[tuple[int, Shown]]] = {}
+    for row, request in enumerate(requests):
+        for shown in request.given:
+            key = (shown.frames.shape, shown.skip, len(shown.latents))
+            alike.setdefault(key, []).append((row, shown))
+    for (_, skip, _), members in alike.items():
+        pixels = torch.stack([video.to_signed(shown.frames) for _, shown in members])
+        encoded = encode_frames(vae, pixels)[:, :, skip:].cpu()
+        for (row, shown), latents in zip(members, encoded, strict=True):
+            # One latent for several frames: an image that is encoded alone.
+            several = latents.expand(-1, len(shown.latents), -1, -1).unbind(1)
+            frames = zip(shown.latents, zip(several, shown.multipliers, strict=True), strict=True)
+            result = result.given(dict(frames), row)
+    return result
 
 
 @torch.no_grad()
 def decode_latents(vae: VideoVAE, latents: Tensor) -> Tensor:
     """Latents (B, C, F, h, w) -> uint8 (B, T, 3, H, W). ValueError if they are not finite."""
+    return torch.cat([piece.cpu() for piece in decode_pieces(vae, latents)], dim=1)
+
+
+@torch.no_grad()
+def decode_pieces(vae: VideoVAE, latents: Tensor) -> Iterator[Tensor]:
+    """`decode_latents` a few frames at a time, as uint8 (B, t, 3, H, W)."""
     if not torch.isfinite(latents).all():
         raise ValueError(
             "sampling gave latents that are not finite; lower the LoRA strength or the guidance."
         )
     device = next((p.device for p in vae.parameters()), latents.device)
-    return video.to_uint8(vae.decode(latents.float().to(device))).cpu()
+    for frames in vae.decode_stream(latents.float().to(device)):
+        yield video.to_uint8(frames)

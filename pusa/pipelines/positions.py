@@ -1,60 +1,100 @@
-"""Where a condition stands: `POSITION=FILE[:MULTIPLIER]`, in pixel frames or latent frames."""
+"""Where something stands in a video, as people write it: `last`, `2.5s`, `latent:20`, `0..3s`."""
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from pusa.types import LatentSpec
 
-_CONDITION = re.compile(r"(?P<position>[^=]+)=(?P<file>.+?)(?::(?P<multiplier>[0-9.]+))?")
-DEFAULT_MULTIPLIER = 0.2  # upstream's advice for image-to-video
+_POINT = re.compile(r"(?:(?P<unit>frame|latent):)?(?P<number>-?\d+(?:\.\d+)?)(?P<seconds>s)?")
+LAST = "last"
+GRAMMAR = "a frame (80, -1, last), seconds (2.5s), latent:K, or a range of them (0..3s, -13..last)"
 
 
 @dataclass(frozen=True)
-class Condition:
-    """A file at a latent frame with its noise multiplier."""
+class Timing:
+    """What positions are counted in: pixel frames, their rate, and how latents fold them."""
 
-    latent_index: int
-    file: Path
-    multiplier: float
+    spec: LatentSpec
+    num_frames: int
+    fps: float
 
-    def describe(self, spec: LatentSpec) -> str:
-        """The mapping that every run prints."""
-        frames = spec.pixel_frames(self.latent_index)
-        shown = f"{frames[0]}" if len(frames) == 1 else f"{frames[0]}..{frames[-1]}"
-        return (
-            f"{self.file} -> latent frame {self.latent_index} (pixel frames {shown}), "
-            f"noise multiplier {self.multiplier:g}"
-        )
+    @property
+    def num_latents(self) -> int:
+        return self.spec.num_latent_frames(self.num_frames)
+
+    def frames_of(self, latents: range) -> range:
+        """Pixel frames that neighbouring latent frames cover."""
+        first, last = self.spec.pixel_frames(latents[0]), self.spec.pixel_frames(latents[-1])
+        return range(first[0], last[-1] + 1)
 
 
-def parse_condition(text: str, spec: LatentSpec, num_frames: int) -> Condition:
-    """Parse one condition.
+@dataclass(frozen=True)
+class Span:
+    """Pixel frames first to last, both included. point: one place was written, not a range."""
 
-    POSITION is a pixel frame (`0`, `-1` from the end), `last`, or `latent:K`. ValueError naming
-    what is legal otherwise.
+    first: int
+    last: int
+    point: bool
+
+    @property
+    def num_frames(self) -> int:
+        return self.last - self.first + 1
+
+
+def read_span(text: str, timing: Timing) -> Span:
+    """Pixel frames of a written position; a latent frame is all that it covers.
+
+    Negative numbers count from the end: -1 is the last frame, -2s two seconds before the end. An
+    end of a range without a unit takes the other's; one left out is the first or the last frame.
+    ValueError for what is no position, or is outside the video.
     """
-    match = _CONDITION.fullmatch(text.strip())
-    if match is None:
-        raise ValueError(f"--at {text!r}: expected POSITION=FILE[:MULTIPLIER], as 0=photo.png:0.2.")
-    multiplier = float(match["multiplier"] or DEFAULT_MULTIPLIER)
-    if not 0 <= multiplier <= 1:
-        raise ValueError(f"--at {text!r}: noise multiplier {multiplier:g} must be in [0, 1].")
-    index = _latent_index(match["position"].strip(), text, spec, num_frames)
-    return Condition(index, Path(match["file"]), multiplier)
+    left, dots, right = text.strip().partition("..")
+    if not dots:
+        frames = _point(left, "", timing)
+        return Span(frames[0], frames[-1], point=True)
+    units = _unit(left), _unit(right)
+    first = _point(left, units[1], timing)[0] if left else 0
+    last = _point(right, units[0], timing)[-1] if right else timing.num_frames - 1
+    if first > last:
+        raise ValueError(f"{text} ends before it begins (frames {first} and {last}).")
+    return Span(first, last, point=False)
 
 
-def _latent_index(position: str, text: str, spec: LatentSpec, num_frames: int) -> int:
-    latent = position.startswith("latent:")
-    total = spec.num_latent_frames(num_frames) if latent else num_frames
-    number = "-1" if position == "last" else position.removeprefix("latent:")
-    if not re.fullmatch(r"-?\d+", number):
-        raise ValueError(f"--at {text!r}: position {position!r} is not a frame, last or latent:K.")
-    index = int(number) + (total if int(number) < 0 else 0)
+def _unit(text: str) -> str:
+    """ "frame", "latent", "s", or "" where none is written."""
+    found = _POINT.fullmatch(text.strip())
+    return "" if found is None else found["unit"] or found["seconds"] or ""
+
+
+def _point(text: str, other: str, timing: Timing) -> range:
+    """The pixel frames of one place; other: the unit of the range's other end."""
+    text = text.strip()
+    if text == LAST:
+        return range(timing.num_frames - 1, timing.num_frames)
+    found = _POINT.fullmatch(text)
+    if found is None or (found["unit"] and found["seconds"]):
+        raise ValueError(f"{text!r} is no position; write {GRAMMAR}.")
+    number, unit = float(found["number"]), _unit(text) or other
+    if unit == "s":
+        return _seconds(text, number, timing)
+    if "." in found["number"]:
+        raise ValueError(f"{text!r} is no whole frame; write {text}s for seconds.")
+    total = timing.num_latents if unit == "latent" else timing.num_frames
+    index = int(number) + (total if number < 0 else 0)
     if not 0 <= index < total:
-        kind = "latent frames" if latent else "frames"
+        kind = "latent frames" if unit == "latent" else "frames"
         raise ValueError(
-            f"--at {text!r}: {position} is outside a video of {total} {kind}; "
-            f"use 0..{total - 1} or -{total}..-1."
+            f"{text} is outside a video of {total} {kind}; use 0..{total - 1} or -{total}..-1."
         )
-    return index if latent else spec.latent_index(index)
+    return timing.spec.pixel_frames(index) if unit == "latent" else range(index, index + 1)
+
+
+def _seconds(text: str, seconds: float, timing: Timing) -> range:
+    index = round(seconds * timing.fps) + (timing.num_frames if seconds < 0 else 0)
+    if not 0 <= index < timing.num_frames:
+        end = (timing.num_frames - 1) / timing.fps
+        raise ValueError(
+            f"{text} is outside a video of {timing.num_frames} frames at {timing.fps:g} per second;"
+            f" the last one is at {end:.4g}s."
+        )
+    return range(index, index + 1)

@@ -2,58 +2,171 @@
 
 import logging
 import platform
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
-from pusa.atomic import write_json
+from pusa.atomic import replacing, write_json
 from pusa.data import video
 from pusa.data.hashing import file_digest, fingerprint
-from pusa.diffusion.conditioning import Anchor, Task
 from pusa.pipelines.build import Model
-from pusa.pipelines.generate import Request, Sampler, generate
-from pusa.pipelines.loras import PlacedLoRA, Strength, place_loras
-from pusa.pipelines.positions import Condition, parse_condition
+from pusa.pipelines.generate import Request, Sampler
+from pusa.pipelines.loras import Strength, place_loras
+from pusa.pipelines.media import Medium, Shown, open_medium, read_given, shown
+from pusa.pipelines.placements import Placement, mapping, place
+from pusa.pipelines.positions import Timing
+from pusa.pipelines.sequence import Chain, assemble
+from pusa.pipelines.studio import Memory, Studio
+from pusa.pipelines.tasks import Given, Join, Task, parse_given
 
 log = logging.getLogger(__name__)
+SAVED = ("grid", "latents")
+GRID_COLUMNS = 8
+Bar = Callable[[Iterable], Iterable]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What to make: prompt, conditions (`POSITION=FILE[:MULTIPLIER]`), size, seed, output.
+    """What to make: prompts, what is given, size, seed, output.
 
-    lora: `[EXPERT=]FILE[:STRENGTH]` each, see `place_loras` (older sidecars: one file, or None);
-    strength: a factor for all of them, or one per expert.
+    prompt: of the first generation and, where the video goes on, of those that follow; the last one
+    is that of all others. task, media: a task and its files; at: more conditions, see
+    `parse_given`; encode_as: of those that leave it open, see `Given`. fps: of the video, in which
+    seconds are counted. fit: crop, stretch or pad; pace: time or frames, see `open_medium`. lora:
+    `[EXPERT=]FILE[:STRENGTH]` each, see `place_loras`; strength: a factor for all of them, or one
+    per expert. save: "grid" (a picture of its frames), "latents"; crf: of x264, 0 (lossless) to 51.
     """
 
-    prompt: str
-    at: tuple[str, ...]
+    prompt: tuple[str, ...]
     seed: int
     num_frames: int
     height: int
     width: int
     fps: float
-    fit: str
-    lora: tuple[str, ...]
-    strength: Strength
     output: str
+    task: Task = field(default=Task("t2v"))
+    media: tuple[str, ...] = ()
+    at: tuple[str, ...] = ()
+    encode_as: str = "auto"
+    fit: str = "crop"
+    pace: str = "time"
+    lora: tuple[str, ...] = ()
+    strength: Strength = 1.0
+    chain: Chain = field(default=Chain())
+    save: tuple[str, ...] = ()
+    crf: int = 12
 
     def __post_init__(self):
-        one = isinstance(self.lora, str)
-        object.__setattr__(self, "lora", (self.lora,) if one else tuple(self.lora or ()))
+        for name in ("prompt", "media", "at", "lora", "save"):
+            value = getattr(self, name)
+            alone = isinstance(value, str)
+            object.__setattr__(self, name, (value,) if alone else tuple(value or ()))
+        if not self.prompt:
+            raise ValueError("there is no prompt; an empty one is --prompt ''.")
+        if not self.fps > 0:
+            raise ValueError(f"fps must be above 0, got {self.fps}.")
+        for what in self.save:
+            if what not in SAVED:
+                raise ValueError(f"--save {what}: unknown; use {' or '.join(SAVED)}.")
+
+    def prompt_of(self, generation: int) -> str:
+        return self.prompt[min(generation, len(self.prompt) - 1)]
 
 
-def task_of(conditions: Iterable[Condition]) -> Task:
-    """Each condition is an anchor with a medium of its own."""
-    anchors = [
-        Anchor(condition.latent_index, (condition.multiplier,), medium)
-        for medium, condition in enumerate(conditions)
-    ]
-    return Task("at" if anchors else "t2v", tuple(anchors))
+@dataclass(frozen=True)
+class Plan:
+    """A description with everything looked up and checked, and nothing loaded."""
+
+    what: Description
+    timing: Timing
+    shape: tuple[int, int, int, int]
+    rows: tuple[Given, ...]
+    media: Mapping[str, Medium]
+    placements: tuple[Placement, ...]
+
+    def ends(self) -> tuple[tuple[Medium, range, range] | None, tuple[Medium, range, range] | None]:
+        """What comes before what is generated and what comes behind: the medium, its frames that
+        are not generated, and those that are generated, too."""
+        join = self.what.task.join or Join()
+        return self._end(join.before, at_start=True), self._end(join.after, at_start=False)
+
+    def _end(self, number: int | None, at_start: bool) -> tuple[Medium, range, range] | None:
+        if number is None:
+            return None
+        edge = 0 if at_start else self.timing.num_latents - 1
+        for row, placement in zip(self.rows, self.placements, strict=True):
+            if row.medium == number and row in self.rows[: len(self.what.task.given)]:
+                medium, used = self.media[row.file], placement.frames
+                if placement.latents[0 if at_start else -1] != edge:
+                    break
+                shared = range(used[0], used[-1] + 1)
+                if at_start:
+                    return medium, range(shared.start), shared
+                return medium, range(shared.stop, medium.num_frames), shared
+        side = "first" if at_start else "last"
+        raise ValueError(
+            f"task {self.what.task.name!r}: medium {number} is to be joined, but does not give the "
+            f"{side} frames of what is generated."
+        )
+
+    def num_frames(self) -> int:
+        """Frames of the finished video."""
+        ends = sum(len(end[1]) for end in self.ends() if end is not None)
+        return self.what.chain.num_frames(self.timing.num_frames) + ends
+
+    def text(self) -> str:
+        """What every run prints: which frames are given, and how long the video becomes."""
+        lines = [mapping(self.placements, self.timing)] if self.placements else []
+        lines += [f"{m.file}: {m.note}." for m in self.media.values() if m.note]
+        total, fps = self.num_frames(), self.timing.fps
+        more = total - self.timing.num_frames
+        lines.append(
+            f"{total} frames, {total / fps:.4g} s at {fps:g} per second, "
+            f"{self.what.width}x{self.what.height}"
+            + (f" ({self.timing.num_frames} of them in one generation)" if more else "")
+        )
+        return "\n".join(lines)
+
+
+def plan(model: Model, what: Description) -> Plan:
+    """Look everything up. ValueError, with the remedy, for whatever cannot be made."""
+    shape = model.latent_shape(what.num_frames, what.height, what.width)
+    timing = Timing(model.spec, what.num_frames, what.fps)
+    rows = tuple(
+        replace(row, encode_as=what.encode_as) if row.encode_as == "auto" else row
+        for row in (*what.task.with_media(what.media), *map(parse_given, what.at))
+    )
+    files = dict.fromkeys((*(row.file for row in rows), *what.media))
+    media = {file: open_medium(file, what.fps, what.pace) for file in files}
+    lengths = {file: medium.num_frames for file, medium in media.items()}
+    made = Plan(what, timing, shape, rows, media, tuple(place(rows, timing, lengths)))
+    made.ends()
+    _check_chain(what, timing)
+    return made
+
+
+def _check_chain(what: Description, timing: Timing) -> None:
+    chain = what.chain
+    if not chain.segments:
+        if len(what.prompt) > 1:
+            raise ValueError("several prompts are for a video that goes on; add --chain N.")
+        return
+    latents = timing.spec.num_latent_frames(chain.overlap)
+    if latents >= timing.num_latents:
+        raise ValueError(
+            f"an overlap of {chain.overlap} leaves nothing new of {timing.num_frames} frames; "
+            f"use {timing.spec.num_pixel_frames(timing.num_latents // 2)} (--overlap)."
+        )
+    if len(chain.multipliers) > latents:
+        raise ValueError(
+            f"chain.multipliers has {len(chain.multipliers)} values, an overlap of {chain.overlap} "
+            f"frames is {latents} latent frames."
+        )
 
 
 def produce(
@@ -62,58 +175,105 @@ def produce(
     what: Description,
     recipe: Mapping,
     expected: Mapping[str, str] | None = None,
-    progress: Callable[[Iterable], Iterable] = iter,
+    progress: Bar = iter,
+    memory: Memory = Memory(),  # noqa: B008 - frozen
+    studio: Studio | None = None,
 ) -> Path:
     """Write the video and `<output>.json`; returns the video's path.
 
     All input is checked before any weight of the model is read. recipe: the configuration to keep
     in the sidecar. expected: digests of a sidecar's inputs; ValueError if a file has changed since.
+    studio: with the model and its LoRAs, if there is one already.
     """
-    shape = model.latent_shape(what.num_frames, what.height, what.width)
-    conditions = [parse_condition(text, model.spec, what.num_frames) for text in what.at]
-    task = task_of(conditions)
-    media = tuple(_read(condition, what) for condition in conditions)
+    planned = plan(model, what)
     loras = place_loras(what.lora, model.experts(), what.strength)
     output = _writable(what.output)
     model.ensure_files()
-    digests = _digests(model, loras, conditions)
+    digests = input_digests(model, [lora.adapter.source for lora in loras], planned)
     _compare(digests, expected or digests)
-    for condition in conditions:
-        log.info(condition.describe(model.spec))
-    device = model.run_device()
-    experts = model.build_experts(loras).to(device)
-    text_encoder = model.build_text_encoder().to(device)
-    negative = (
-        None if model.negative_prompt is None else text_encoder.encode([model.negative_prompt])
-    )
-    request = Request(text_encoder.encode([what.prompt]), media, what.seed)
+    log.info("%s", planned.text())
+    studio = studio or Studio(model, loras, memory)
     output.with_suffix(".json").unlink(missing_ok=True)  # never beside another video
-    frames = generate(
-        experts,
-        model.build_vae().to(device),
-        model.flow,
-        sampler,
-        task,
-        [request],
-        shape,
-        negative,
-        progress,
-    )[0]
-    video.write_video(output, frames, what.fps)
+    latents: list[Tensor] = []
+    frames, pictures = _frames(planned, sampler, studio, latents, progress), []
+    if "grid" in what.save:
+        frames = _watched(frames, planned.num_frames(), pictures)
+    video.write_video(output, frames, what.fps, what.crf)
+    if pictures:
+        video.write_image(output.with_suffix(".png"), torch.cat(pictures, dim=-1))
+    if "latents" in what.save:
+        named = {f"latents.{i}": value[0].contiguous() for i, value in enumerate(latents)}
+        with replacing(output.with_suffix(".safetensors")) as partial:
+            partial.write_bytes(save(named))
     sidecar = {
         "recipe": dict(recipe),
         "inputs": digests,
-        "output": {"sha": file_digest(output), "frames": list(frames.shape)},
+        "given": [line.rstrip() for line in planned.text().splitlines()],
+        "output": {"sha": file_digest(output), "frames": planned.num_frames()},
         "made_by": versions(),
     }
     write_json(output.with_suffix(".json"), sidecar)
     return output
 
 
-def _read(condition: Condition, what: Description) -> Tensor:
-    """A condition's image (or a clip's first frame) at the video's size, (1, 3, H, W) uint8."""
-    frames, _ = video.read_frames(condition.file, 1)
-    return video.fit(frames, what.height, what.width, what.fit)
+def _frames(
+    planned: Plan, sampler: Sampler, studio: Studio, kept: list[Tensor], progress: Bar
+) -> Iterator[Tensor]:
+    """The video's frames (t, 3, H, W) uint8; latents of each generation are put into `kept`."""
+    what = planned.what
+    size = what.height, what.width, what.fit
+    studio.texts([what.prompt_of(i) for i in range(what.chain.segments + 1)])
+
+    def generation(number: int, old: Tensor) -> Iterator[Tensor]:
+        text = studio.texts([what.prompt_of(number)])[0]
+        given = _first(planned) if number == 0 else _following(planned, old)
+        purpose = "generate" if number == 0 else f"generate/{number}"
+        requests = [Request(text, given, what.seed, purpose)]
+        conditioning = studio.condition(requests, planned.shape)
+        latents = studio.sample(sampler, conditioning, requests, progress)
+        if "latents" in what.save:
+            kept.append(latents)
+        for piece in studio.frames(latents):
+            yield piece[0]
+
+    before, behind = planned.ends()
+    none = torch.empty(0)
+    earlier = (iter(()), none)
+    if before is not None:
+        medium, rest, shared = before
+        earlier = medium.pieces(rest, *size), medium.read(shared, *size)
+    later = (none, iter(()))
+    if behind is not None:
+        medium, rest, shared = behind
+        later = medium.read(shared, *size), medium.pieces(rest, *size)
+    seam = what.task.join.seam if what.task.join is not None else "cut"
+    return assemble(generation, what.chain, earlier, later, seam)
+
+
+def _first(planned: Plan) -> tuple[Shown, ...]:
+    what = planned.what
+    return read_given(
+        planned.placements, planned.media, planned.timing, what.height, what.width, what.fit
+    )
+
+
+def _following(planned: Plan, old: Tensor) -> tuple[Shown, ...]:
+    """The last frames of what is there begin the next generation."""
+    chain = planned.what.chain
+    row = Given("0", "what is there", multipliers=chain.multipliers)
+    placements = place([row], planned.timing, {row.file: len(old)})
+    return shown(placements, {placements[0]: old}, {}, planned.timing)
+
+
+def _watched(frames: Iterator[Tensor], total: int, pictures: list[Tensor]) -> Iterator[Tensor]:
+    """The same frames; some of them, evenly spread, are put into `pictures` on the way."""
+    count = min(GRID_COLUMNS, total)
+    wanted = {round(i * (total - 1) / max(1, count - 1)) for i in range(count)}
+    start = 0
+    for piece in frames:
+        pictures += [f for i, f in enumerate(piece, start) if i in wanted]
+        start += len(piece)
+        yield piece
 
 
 def _writable(output: str) -> Path:
@@ -129,11 +289,9 @@ def _writable(output: str) -> Path:
     return path
 
 
-def _digests(
-    model: Model, loras: Iterable[PlacedLoRA], conditions: Iterable[Condition]
-) -> dict[str, str]:
-    files = {*(lora.adapter.source for lora in loras), *(str(c.file) for c in conditions)}
-    digests = {name: _digest(name) for name in sorted(files)}
+def input_digests(model: Model, loras: Sequence[str], planned: Plan) -> dict[str, str]:
+    """Content hashes of the files that the video depends on, by path."""
+    digests = {name: _digest(name) for name in sorted({*loras, *planned.media})}
     paths = [*(model.weights_path(e) for e in model.experts()), model.vae, model.text_encoder]
     return digests | {path: fingerprint(path) for path in paths if path is not None}
 

@@ -5,6 +5,7 @@ How it is drawn is in schedule_report.
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pusa.diffusion.conditioning import Task
+from pusa.diffusion.conditioning import Conditioning
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler, integrate
 from pusa.types import LatentSpec
@@ -49,18 +50,18 @@ class Schedule:
         return range(first[0], last[-1] + 1)
 
 
-def schedule_of(model: Model, sampler: Sampler, task: Task, num_frames: int) -> Schedule:
+def schedule_of(
+    model: Model, sampler: Sampler, given: Mapping[int, float], num_frames: int
+) -> Schedule:
     """The schedule of a video of `num_frames` pixel frames; nothing is loaded.
 
+    given: latent frame -> noise multiplier.
     The sampler itself runs, on latents of one pixel and a network that says 0 and takes notes.
     ValueError for what sampling would refuse, too.
     """
     shape = (1, 1, model.spec.num_latent_frames(num_frames), 1, 1)
-    lengths = [1] * task.num_media
-    for anchor in task.anchors:
-        lengths[anchor.medium] = max(lengths[anchor.medium], len(anchor.multipliers))
-    media = [torch.zeros(1, 1, length, 1, 1) for length in lengths]
-    conditioning = task.bind(shape, media)
+    nothing = torch.zeros(1, 1, 1)
+    conditioning = Conditioning.free(shape).given({f: (nothing, m) for f, m in given.items()})
     calls: list[Call] = []
 
     def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:

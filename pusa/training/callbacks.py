@@ -20,9 +20,12 @@ from torch import Tensor
 from pusa.atomic import write_json
 from pusa.data import video
 from pusa.data.latents import LatentDataModule, collate
-from pusa.diffusion.conditioning import Task
+from pusa.diffusion.conditioning import Conditioning
 from pusa.models.base import VideoVAE
 from pusa.pipelines.generate import Request, Sampler, decode_latents, sample_latents
+from pusa.pipelines.placements import multipliers_of, place_unseen
+from pusa.pipelines.positions import Timing
+from pusa.pipelines.tasks import Task
 from pusa.training.averaging import Averaged
 from pusa.training.health import publish
 from pusa.training.module import VTAModule
@@ -109,7 +112,8 @@ class Progress(TQDMProgressBar):
 
 
 class SampleGrid(L.Callback):
-    """Every `every` steps, samples a task for a few held-out clips: one picture and one video.
+    """Every `every` steps, samples a task for a few held-out clips: one picture and one video. What
+    the task gives are the clip's own latents there.
 
     Rows alternate truth and sample, columns are frames over time; `samples/step_000500.png`. The
     video shows truths above samples. Where weights are divided over processes, all of them sample.
@@ -160,13 +164,17 @@ class SampleGrid(L.Callback):
             Request(Text(e[None], m[None]), seed=int(i), purpose="grid")
             for e, m, i in zip(batch.text.embedding, batch.text.mask, batch.index, strict=True)
         ]
-        media = [clean[:, :, :1]] * self.task.num_media
+        spec = module.model.spec
+        timing = Timing(spec, spec.num_pixel_frames(clean.shape[2]), module.model.fps)
+        given = multipliers_of(place_unseen(self.task, timing))
+        conditioning = Conditioning.free(clean.shape, clean.device).given(
+            {frame: (clean[:, :, frame], m) for frame, m in given.items()}
+        )
         module.backbone.eval()
         with module.autocast():
             sampled = sample_latents(
-                module.backbone, module.flow, self.sampler, self.task, requests, media,
-                clean.shape[1:],
-            )  # fmt: skip
+                module.backbone, module.flow, self.sampler, conditioning, requests
+            )
         module.backbone.train()
         vae = cast(Any, self.vae).to(module.device)  # and back: it has no place beside a step
         if self._truths is None:
