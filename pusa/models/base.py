@@ -62,7 +62,8 @@ class VideoVAE(Protocol):
 
     start, num_latents: as of `needed_frames`, for an extension or a clip cut in the middle; the
     VAEs are causal, so that encode(frames, num_latents=k) is encode(frames)[:, :, :k], without
-    paying for the rest.
+    paying for the rest. decode_stream: decode's frames piece by piece along time, in memory that
+    does not grow with the length; it may be left before its end.
     """
 
     spec: LatentSpec
@@ -74,6 +75,8 @@ class VideoVAE(Protocol):
     def encode(self, frames: Tensor, start: int = 0, num_latents: int | None = None) -> Tensor: ...
 
     def decode(self, latents: Tensor) -> Tensor: ...
+
+    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]: ...
 
 
 class TextEncoder(Protocol):
@@ -112,3 +115,13 @@ def needed_frames(
             f"{available}; use 1 to {available}."
         )
     return frames[:, :, start : start + spec.num_pixel_frames(num_latents)]
+
+
+def latents_of(spec: LatentSpec, latents: Tensor) -> int:
+    """F of latents (B, C, F, h, w); ValueError for another shape than this VAE decodes."""
+    if latents.ndim != 5 or latents.shape[1] != spec.channels or not latents.shape[2]:
+        raise ValueError(
+            f"latents have the shape {tuple(latents.shape)}; this VAE decodes "
+            f"(B, {spec.channels}, F, h, w)."
+        )
+    return latents.shape[2]

@@ -1,13 +1,13 @@
 """VAEs behind one interface: frames (B, 3, T, H, W) in [-1, 1] <-> normalized latents.
 
 Thin wrappers of diffusers' autoencoders, and where their weights come from: diffusers folders and
-the vendors' own files. The replica's codec is in tiny_vae.py.
+the vendors' own files. How they run group by group is in vae_streams.py, tiles are in tiling.py,
+the replica's codec in tiny_vae.py.
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import product
+from collections.abc import Iterator, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pusa.models.base import VideoVAE, needed_frames
+from pusa.models import vae_streams
+from pusa.models.base import VideoVAE, latents_of, needed_frames
+from pusa.models.tiling import TURN, Scales, Tiling, in_tiles, joined, turns_of
 from pusa.models.tiny_vae import TinyVAE
+from pusa.models.vae_streams import Streams
 from pusa.types import LatentSpec
 from pusa.weights import vae_keys
 from pusa.weights.lazy import (
@@ -35,49 +38,18 @@ MOCHI_FILES = ("encoder.safetensors", "decoder.safetensors")
 WAN, MOCHI = "AutoencoderKLWan", "AutoencoderKLMochi"
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """Spatial tiles in latent units; neighbours overlap by size - stride and are blended there.
-
-    The Wan pipelines' own default is Tiling(30, 52, 15, 26).
-    """
-
-    height: int
-    width: int
-    stride_height: int
-    stride_width: int
-
-    def __post_init__(self):
-        for side in ("height", "width"):
-            size, stride = getattr(self, side), getattr(self, f"stride_{side}")
-            if not 1 <= stride <= size:
-                raise ValueError(
-                    f"Tiling: {side}={size} with stride_{side}={stride} would leave gaps or never "
-                    "end; use 1 <= stride <= size (latent units)."
-                )
-
-    def starts(self, height: int, width: int) -> list[tuple[int, int]]:
-        """(top, left) of every tile of latents of this size; the last ones may be cut short."""
-        rows = _starts(height, self.height, self.stride_height)
-        return list(product(rows, _starts(width, self.width, self.stride_width)))
-
-
-def _starts(length: int, size: int, stride: int) -> list[int]:
-    """No tile begins where the one before has already reached the border."""
-    return [i for i in range(0, length, stride) if i == 0 or i - stride + size < length]
-
-
 class DiffusersVAE(nn.Module):
     """One of diffusers' causal autoencoders with its latent statistics, which stay in float32.
 
-    spec: how it folds pixels; mean, std: per channel, of the raw latents; raw: encode leaves out
-    the normalization (decode never does); pixel_dtype: what the encoder is fed, by default the
-    dtype of its weights.
+    streams: how it encodes and decodes group by group; spec: how it folds pixels; mean, std: per
+    channel, of the raw latents; raw: encode leaves out the normalization (decode never does);
+    pixel_dtype: what the encoder is fed, by default the dtype of its weights.
     """
 
     def __init__(
         self,
         autoencoder: Any,
+        streams: Streams,
         spec: LatentSpec,
         mean: Sequence[float],
         std: Sequence[float],
@@ -91,8 +63,8 @@ class DiffusersVAE(nn.Module):
                 f"latents_mean and latents_std have {len(mean)} and {len(std)} values (std > 0 "
                 f"wanted), the VAE has {spec.channels} channels; mend its config.json."
             )
-        self.autoencoder, self.spec, self.tiling, self.raw = autoencoder, spec, tiling, raw
-        self.pixel_dtype = pixel_dtype
+        self.autoencoder, self.streams, self.spec = autoencoder, streams, spec
+        self.tiling, self.raw, self.pixel_dtype = tiling, raw, pixel_dtype
         # Not buffers: a cast of the module must not round them.
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -102,91 +74,49 @@ class DiffusersVAE(nn.Module):
         start, num_latents and ValueErrors: see `needed_frames`.
         """
         frames = needed_frames(frames, self.spec, start, num_latents)
-        stride = self.spec.spatial_stride
-        size = (frames.shape[3] // stride, frames.shape[4] // stride)
-        raw = self._in_tiles(self._encode_tile, frames, size, stride, 1)
+        num_latents = self.spec.num_latent_frames(frames.shape[2])
+        scales = Scales(given=self.spec.spatial_stride, made=1)
+        pieces = in_tiles(self._encode_tile, frames, self.tiling, scales, [num_latents])
+        raw = joined(pieces, num_latents)
         return raw if self.raw else (raw - self._channels(self.mean)) / self._channels(self.std)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalized latents (B, C, F, h, w) -> float32 frames (B, 3, T, H, W) in [-1, 1].
 
-        ValueError for another number of channels.
+        A tile is decoded to the end before the next one: what it remembers is held for one at a
+        time, the frames for all. ValueError for another number of channels.
         """
-        if latents.ndim != 5 or latents.shape[1] != self.spec.channels:
-            raise ValueError(
-                f"latents have the shape {tuple(latents.shape)}; this VAE decodes "
-                f"(B, {self.spec.channels}, F, h, w)."
-            )
+        num_latents = latents_of(self.spec, latents)
+        pieces = self._decode_pieces(latents, turn=num_latents)
+        return joined(pieces, self.spec.num_pixel_frames(num_latents))
+
+    def decode_stream(self, latents: Tensor) -> Iterator[Tensor]:
+        """`decode` bit by bit: frames (B, 3, t, H, W) in order, of one latent, with tiles of TURN.
+
+        Memory does not grow with the length. With tiles, features of all of them wait in main
+        memory. ValueError as of decode, before the first frames.
+        """
+        turn = TURN if self.tiling else latents_of(self.spec, latents)
+        return self._decode_pieces(latents, turn)
+
+    def _decode_pieces(self, latents: Tensor, turn: int) -> Iterator[Tensor]:
+        turns = turns_of(self.spec, latents_of(self.spec, latents), turn)
         raw = latents.float() * self._channels(self.std) + self._channels(self.mean)
-        size = (latents.shape[3], latents.shape[4])
-        frames = self._in_tiles(self._decode_tile, raw, size, 1, self.spec.spatial_stride)
-        return frames.clamp(-1, 1)
+        scales = Scales(given=1, made=self.spec.spatial_stride)
+        stream = partial(self._decode_tile, turn=turn)
+        return (x.clamp_(-1, 1) for x in in_tiles(stream, raw, self.tiling, scales, turns))
 
     def _channels(self, values: Sequence[float]) -> Tensor:
         device = next(self.autoencoder.parameters()).device
         return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1, 1)
 
-    def _encode_tile(self, frames: Tensor) -> Tensor:
-        frames = frames.to(self.pixel_dtype or self.autoencoder.dtype)
-        return self.autoencoder.encode(frames).latent_dist.mode().float()
+    def _encode_tile(self, frames: Tensor) -> Iterator[Tensor]:
+        dtype = self.pixel_dtype or self.autoencoder.dtype
+        return (raw.float() for raw in self.streams.encode(self.autoencoder, frames, dtype))
 
-    def _decode_tile(self, raw: Tensor) -> Tensor:
-        return self.autoencoder.decode(raw.to(self.autoencoder.dtype)).sample.float()
-
-    def _in_tiles(
-        self,
-        function: Callable[[Tensor], Tensor],
-        x: Tensor,
-        size: tuple[int, int],
-        scale_in: int,
-        scale_out: int,
-    ) -> Tensor:
-        """function(x), tile by tile if there is a tiling, with linear ramps where tiles overlap.
-
-        size: (h, w) of the latents; scale_in, scale_out: pixels per latent of x and of the result.
-        diffusers' own tiling is not used: it adds tiles of a few rows at the border, and counts
-        Wan2.2's tiles in different units for encoding and decoding.
-        """
-        if self.tiling is None:
-            return function(x)
-        tiling, total, weights = self.tiling, None, None
-        for top, left in tiling.starts(*size):
-            rows, columns = slice(top, top + tiling.height), slice(left, left + tiling.width)
-            tile = function(x[..., _scaled(rows, scale_in), _scaled(columns, scale_in)])
-            if total is None or weights is None:
-                height, width = size[0] * scale_out, size[1] * scale_out
-                total = tile.new_zeros(*tile.shape[:3], height, width)
-                weights = tile.new_zeros(height, width)
-            ramps = [
-                _ramp(part, length, (part.stop - part.start - stride) * scale_out, scale_out)
-                for part, length, stride in (
-                    (rows, size[0], tiling.stride_height),
-                    (columns, size[1], tiling.stride_width),
-                )
-            ]
-            weight = torch.minimum(ramps[0][:, None], ramps[1]).to(tile)
-            place = (..., _scaled(rows, scale_out), _scaled(columns, scale_out))
-            total[place] += tile * weight
-            weights[place] += weight
-        assert total is not None
-        assert weights is not None
-        return total / weights
-
-
-def _scaled(part: slice, scale: int) -> slice:
-    return slice(part.start * scale, part.stop * scale)
-
-
-def _ramp(part: slice, length: int, border: int, scale: int) -> Tensor:
-    """Weight along one side of a tile: it falls to 1/border where a neighbour overlaps."""
-    count = (min(part.stop, length) - part.start) * scale
-    position = torch.arange(1, count + 1, dtype=torch.float32)
-    weight = torch.ones(count)
-    if border and part.start > 0:
-        weight = torch.minimum(weight, position / border)
-    if border and part.stop < length:
-        weight = torch.minimum(weight, position.flip(0) / border)
-    return weight
+    def _decode_tile(self, raw: Tensor, turn: int) -> Iterator[Tensor]:
+        raw = raw.to(self.autoencoder.dtype)
+        return (frames.float() for frames in self.streams.decode(self.autoencoder, raw, turn))
 
 
 def wrap_wan(autoencoder: Any, tiling: Tiling | None = None) -> DiffusersVAE:
@@ -200,7 +130,9 @@ def wrap_wan(autoencoder: Any, tiling: Tiling | None = None) -> DiffusersVAE:
         raise ValueError(f"the Wan VAE folds {temporal} frames; only 4 are supported.")
     spatial = 2 ** (len(config.dim_mult) - 1) * (config.patch_size or 1)
     spec = LatentSpec(config.z_dim, temporal, spatial)
-    return DiffusersVAE(autoencoder, spec, config.latents_mean, config.latents_std, tiling)
+    return DiffusersVAE(
+        autoencoder, vae_streams.WAN, spec, config.latents_mean, config.latents_std, tiling
+    )
 
 
 def wrap_mochi(autoencoder: Any, tiling: Tiling | None = None, raw: bool = False) -> DiffusersVAE:
@@ -216,9 +148,11 @@ def wrap_mochi(autoencoder: Any, tiling: Tiling | None = None, raw: bool = False
     autoencoder.encoder.fourier_features.register_forward_hook(
         lambda module, inputs, features: features.to(autoencoder.dtype)
     )
+    vae_streams.remember_past(autoencoder.decoder)
     return DiffusersVAE(
-        autoencoder, spec, config.latents_mean, config.latents_std, tiling, raw, torch.float32
-    )
+        autoencoder, vae_streams.MOCHI, spec, config.latents_mean, config.latents_std, tiling, raw,
+        torch.float32,
+    )  # fmt: skip
 
 
 def load_vae(
@@ -292,9 +226,9 @@ def _find(path: Path) -> Path:
 
 
 def _load_tiny(folder: Path, config: dict, tiling: Tiling | None) -> TinyVAE:
-    if tiling is not None:
-        raise ValueError(f"{folder}: TinyVAE needs no tiles; use tiling=None.")
-    vae = TinyVAE(**{key: value for key, value in config.items() if key != "_class_name"})
+    vae = TinyVAE(
+        **{key: value for key, value in config.items() if key != "_class_name"}, tiling=tiling
+    )
     _assign(vae, _same_names(_open_folder(folder)), torch.float32)
     return vae
 
