@@ -1,8 +1,9 @@
 """Pixels in and out: the door to decoding, fitting and writing. Knows no latents, no captions."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import av
@@ -167,22 +168,58 @@ def to_uint8(frames: Tensor) -> Tensor:
     return ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).transpose(-4, -3)
 
 
-def write_video(path: str | Path, frames: Tensor, fps: float, crf: int = 12) -> None:
-    """Write uint8 frames (T, 3, H, W) as H.264 mp4; the file appears whole or not at all.
+def write_video(
+    path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, crf: int = 12
+) -> None:
+    """Write frames as H.264 mp4; the file appears whole or not at all.
 
-    One encoder thread: the same frames give the same bytes.
+    frames: uint8 (T, 3, H, W), or pieces (t, 3, H, W) of them, each written when it comes, so that
+    memory does not grow with length. crf: 0 (lossless but for the halved colour planes) to 51.
+    One encoder thread: the same frames give the same bytes, whole or in pieces. ValueError for
+    other frames, no frames, odd sides (the colour planes are halved), another crf or fps <= 0.
     """
-    height, width = frames.shape[-2:]
+    if not (isinstance(crf, int) and 0 <= crf <= 51):
+        raise ValueError(f"crf={crf!r} is not a quality of H.264; use 0 (best) to 51.")
+    if fps <= 0:
+        raise ValueError(f"fps={fps} is not a rate; use more than 0 frames per second.")
+    pictures = _pictures([frames] if isinstance(frames, Tensor) else frames, path)
+    first = next(pictures, None)
+    if first is None:
+        raise ValueError(f"{path}: there are no frames to write; a video needs at least one.")
     with replacing(path) as partial, av.open(str(partial), "w") as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "yuv420p"
         # x264's macroblock tree gives other bytes now and then for pictures as small as 32x32.
         stream.options = {
             "crf": str(crf), "threads": "1", "preset": "medium", "x264-params": "mbtree=0"
         }  # fmt: skip
-        for pixels in frames.permute(0, 2, 3, 1).contiguous().numpy():
+        for pixels in chain([first], pictures):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
+
+
+def _pictures(pieces: Iterable[Tensor], path: str | Path) -> Iterator[np.ndarray]:
+    """Frame by frame (H, W, 3), all of the first one's size."""
+    size = None
+    for piece in pieces:
+        if piece.ndim != 4 or piece.shape[1] != 3 or piece.dtype != torch.uint8:
+            raise ValueError(
+                f"{path}: frames are {piece.dtype} of the shape {tuple(piece.shape)}; expected "
+                "uint8 (T, 3, H, W)."
+            )
+        height, width = size = size or piece.shape[2:]
+        if piece.shape[2:] != size:
+            raise ValueError(
+                f"{path}: frames of {piece.shape[2]}x{piece.shape[3]} come after frames of "
+                f"{height}x{width} (height x width); a video has one size."
+            )
+        if height % 2 or width % 2:
+            raise ValueError(
+                f"{path}: frames are {height}x{width} (height x width); H.264 needs even sides, "
+                "cut or pad a row or column."
+            )
+        for pixels in piece.cpu().permute(0, 2, 3, 1):
+            yield pixels.contiguous().numpy()
 
 
 def write_image(path: str | Path, pixels: Tensor) -> None:

@@ -5,6 +5,7 @@ import json
 import tarfile
 import zlib
 from dataclasses import asdict, replace
+from itertools import chain
 
 import av
 import numpy as np
@@ -47,6 +48,66 @@ def test_the_same_frames_give_the_same_bytes(tmp_path, height, width):
         video.write_video(tmp_path / "a.mp4", frames, fps=16)
         written.add((tmp_path / "a.mp4").read_bytes())
     assert len(written) == 1
+
+
+def test_pieces_give_the_bytes_of_the_whole(tmp_path):
+    frames = torch.randint(0, 256, (21, 3, 32, 48), dtype=torch.uint8)
+    video.write_video(tmp_path / "whole.mp4", frames, fps=16)
+    for sizes in ([1, 4, 16], [21], [5, 0, 16], [1] * 21):
+        pieces = iter(frames.split(sizes))
+        video.write_video(tmp_path / "pieces.mp4", pieces, fps=16)
+        assert (tmp_path / "pieces.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_pieces_are_written_as_they_come(tmp_path):
+    """The encoder looks ahead some frames; what it has written of the rest is on the disk."""
+    sizes = []
+
+    def pieces():
+        for _ in range(40):
+            yield torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8)
+            (partial,) = tmp_path.iterdir()
+            sizes.append(partial.stat().st_size)
+
+    first = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    video.write_video(tmp_path / "a.mp4", chain([first], pieces()), fps=16)
+    assert sizes[-1] > sizes[0]
+    assert video.read_frames(tmp_path / "a.mp4")[1].num_frames == 161
+
+
+@pytest.mark.parametrize(
+    ("pieces", "options", "message"),
+    [
+        ([(4, 3, 32, 32), (4, 3, 32, 34)], {}, "32x34 come after frames of 32x32"),
+        ([], {}, "no frames to write"),
+        ([(0, 3, 32, 32)], {}, "no frames to write"),
+        ([(2, 3, 31, 32)], {}, r"31x32 \(height x width\); H.264 needs even sides"),
+        ([(2, 3, 32, 33)], {}, "32x33 .* even sides"),
+        ([(2, 32, 32, 3)], {}, r"shape \(2, 32, 32, 3\); expected uint8 \(T, 3, H, W\)"),
+        ([(2, 3, 32, 32)], {"crf": -1}, "crf=-1 .* use 0"),
+        ([(2, 3, 32, 32)], {"crf": 52}, "crf=52 .* to 51"),
+        ([(2, 3, 32, 32)], {"crf": "good"}, "crf='good'"),
+        ([(2, 3, 32, 32)], {"fps": 0}, "fps=0 is not a rate"),
+    ],
+)
+def test_what_cannot_be_written_is_named_and_leaves_nothing(tmp_path, pieces, options, message):
+    frames = (torch.zeros(shape, dtype=torch.uint8) for shape in pieces)
+    with pytest.raises(ValueError, match=message):
+        video.write_video(tmp_path / "a.mp4", frames, **{"fps": 8} | options)
+    with pytest.raises(ValueError, match=r"torch.float32 .* expected uint8"):
+        video.write_video(tmp_path / "a.mp4", torch.zeros(2, 3, 32, 32), 8)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pieces_that_fail_leave_what_was_there(tmp_path):
+    def pieces():
+        yield ramp()
+        raise RuntimeError("out of memory")
+
+    (tmp_path / "a.mp4").write_bytes(b"before")
+    with pytest.raises(RuntimeError, match="out of memory"):
+        video.write_video(tmp_path / "a.mp4", pieces(), 8)
+    assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
 
 
 def test_an_image_is_a_clip_of_one_frame(tmp_path):
