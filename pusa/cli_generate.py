@@ -131,6 +131,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--part", metavar="I/N", help="of --jobs: one part of N; array: that of a SLURM array task"
     )
+    group.add_argument(
+        "--overwrite", action="store_true", help="of --jobs: make what was made otherwise again"
+    )
 
 
 def _add_upstream(parser: argparse.ArgumentParser) -> None:
@@ -152,12 +155,14 @@ def _generate(options: argparse.Namespace) -> None:
     if options.sidecar is not None:
         _again(options)
         return
-    cfg = compose(options)
     if options.jobs is not None:
         from pusa.cli_jobs import run_jobs
 
-        run_jobs(cfg, options)
+        run_jobs(options)
         return
+    if options.part is not None or options.overwrite:
+        raise ValueError("--part and --overwrite are for --jobs.")
+    cfg = compose(options)
     cfg.output = options.output
     path = make(cfg)
     log.info("wrote %s and %s", path, path.with_suffix(".json"))
@@ -178,6 +183,8 @@ def describe(cfg: DictConfig) -> Any:
     from pusa.pipelines.produce import Description
 
     plain = entry.plain_config(cfg)
+    if OmegaConf.is_missing(cfg, "prompt"):
+        raise ValueError("there is no prompt; an empty one is --prompt ''.")
     values = {key: plain[key] for key in FIELDS}
     return Description(**values | {"task": entry.build(cfg.task), "chain": entry.build(cfg.chain)})
 
@@ -272,8 +279,9 @@ def _again(options: argparse.Namespace) -> None:
     changing = ("at", "task", "lora", "strength", "overrides", "plan", "chain", "overlap", "seed",
                 "multipliers", "sampler", "steps", "guidance", "num_frames", "height", "width",
                 "fps", "crf", "fit", "pace", "seam", "encode_as", "memory", "negative_prompt",
+                "part", "overwrite",
                 "cond_position", "noise_multipliers", "image_paths", "video_path")  # fmt: skip
-    if given := [name for name in changing if getattr(options, name) not in (None, [])]:
+    if given := [name for name in changing if getattr(options, name) not in (None, [], False)]:
         flags = ", ".join(
             "--set" if n == "overrides" else f"--{n.replace('_', '-')}" for n in given
         )
