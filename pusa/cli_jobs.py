@@ -87,7 +87,9 @@ def _config(
     for column, value in values.items():
         if column in GROUPS:
             continue
-        if column in FIXED or OmegaConf.select(cfg, column, default=KeyError) is KeyError:
+        parent, _, leaf = column.rpartition(".")
+        node = OmegaConf.select(cfg, parent) if parent else cfg
+        if column in FIXED or not isinstance(node, DictConfig) or leaf not in list(node.keys()):
             raise ValueError(f"column {column!r} is no key of configs/generate.yaml.")
         OmegaConf.update(cfg, column, _typed(value))
     return cfg

@@ -55,6 +55,8 @@ FILE_STAIRS = {
 ROOF = {
     "pusa/cli.py",
     "pusa/cli_data.py",
+    "pusa/cli_generate.py",
+    "pusa/cli_jobs.py",
     "pusa/cli_weights.py",
     "pusa/cli_cache.py",
     "pusa/cli_train.py",

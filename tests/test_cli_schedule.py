@@ -8,10 +8,11 @@ from PIL import Image
 
 from pusa.cli import main
 from pusa.entry import build
-from pusa.pipelines.positions import parse_condition
-from pusa.pipelines.produce import task_of
+from pusa.pipelines.placements import multipliers_of, place_unseen
+from pusa.pipelines.positions import Timing
 from pusa.pipelines.schedule import read_matrix, schedule_of
 from pusa.pipelines.schedule_report import as_text, colour
+from pusa.pipelines.tasks import parse_given
 from tests.conftest import compose_config
 from tests.test_cli import refused
 
@@ -75,8 +76,10 @@ def test_latent_and_pixel_frames_stand_above_the_columns(root, caplog):
 def make_schedule(*overrides: str, at: tuple[str, ...] = ()):
     cfg = compose_config("generate", "prompt=a", "output=b", *overrides)
     model = build(cfg.model)
-    task = task_of([parse_condition(text, model.spec, model.num_frames) for text in at])
-    return schedule_of(model, build(cfg.sampler), task, model.num_frames)
+    timing = Timing(model.spec, model.num_frames, model.fps)
+    rows = [parse_given(text) for text in at]
+    given = multipliers_of(place_unseen(build(cfg.task), timing, rows))
+    return schedule_of(model, build(cfg.sampler), given, model.num_frames)
 
 
 def test_a_narrow_terminal_gets_bars_of_all_frames(root):

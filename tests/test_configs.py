@@ -5,9 +5,9 @@ import inspect
 import pytest
 import torch
 
-from pusa.diffusion.conditioning import Task
 from pusa.entry import build, plain_config
 from pusa.models.variants import BACKBONES, VARIANTS
+from pusa.pipelines.tasks import Task
 from tests.conftest import REPOSITORY, compose_config
 
 CONFIGS = REPOSITORY / "configs"

@@ -128,10 +128,21 @@ def _open_image(media: Media) -> tuple[np.ndarray, str, int]:
             if getattr(image, "n_frames", 1) > 1:
                 raise VideoError(f"{media}: is an animation; convert it to mp4 or to a still.")
             turn = {3: 180, 6: 90, 8: 270}.get(image.getexif().get(0x0112, 1), 0)
-            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = np.array(_as_rgb(ImageOps.exif_transpose(image)))
             return pixels, image.mode, turn
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(f"{media}: not a readable image ({error}); export it again.") from error
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """8-bit RGB: grey levels of 16 bits by their upper half, what is transparent over white."""
+    if image.mode.startswith("I;16"):  # Pillow's own conversion would cut off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def _probe_image(media: Media, size: int) -> Probe:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-LISTS = ("prompt", "at", "media", "lora")  # cells of a .csv with several values, ";" between them
+LISTS = ("at", "media", "lora")  # cells of a .csv with several values, ";" between them
 _NAME = re.compile(r"[\w][\w .+,-]*")  # it becomes a file
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pusa.pipelines.positions import Span, Timing, read_span
-from pusa.pipelines.tasks import EVENLY, Given, Task
+from pusa.pipelines.tasks import END, EVENLY, Given, Task
 
 CONTEXT_GROUPS = 4  # groups of frames before a condition that its encoding looks back on
 
@@ -90,13 +90,22 @@ def _place(row: Given, timing: Timing, length: int, order: tuple[int, int]) -> P
         span = Span(frame, frame, point=True)
     else:
         span = read_span(row.at, timing)
-    part = read_span(row.part, replace(timing, num_frames=length)) if row.part else None
-    start, stop = (part.first, part.last + 1) if part else (0, length)
+    start, stop = _part(row, span, replace(timing, num_frames=length))
     if stop - start == 1:
         latents = range(*(timing.spec.latent_index(f) for f in (span.first, span.last)))
         latents = range(latents.start, latents.stop + 1)
         return _picture(row, span.first, latents, timing, start, length)
     return _clip(row, span, timing, start, stop)
+
+
+def _part(row: Given, span: Span, medium: Timing) -> tuple[int, int]:
+    """The frames of a medium that a row takes: from, up to but without."""
+    if row.part == END:
+        return max(0, medium.num_frames - span.num_frames), medium.num_frames
+    if not row.part:
+        return 0, medium.num_frames
+    part = read_span(row.part, medium)
+    return part.first, part.last + 1
 
 
 def _picture(

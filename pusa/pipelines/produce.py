@@ -104,6 +104,11 @@ class Plan:
                 medium, used = self.media[row.file], placement.frames
                 if placement.latents[0 if at_start else -1] != edge:
                     break
+                if placement.is_picture and len(placement.latents) > 1:
+                    raise ValueError(
+                        f"{row.file}: is a single picture; task {self.what.task.name!r} goes on "
+                        "from a clip (from a picture: --task i2v)."
+                    )
                 shared = range(used[0], used[-1] + 1)
                 if at_start:
                     return medium, range(shared.start), shared
@@ -123,6 +128,11 @@ class Plan:
         """What every run prints: which frames are given, and how long the video becomes."""
         lines = [mapping(self.placements, self.timing)] if self.placements else []
         lines += [f"{m.file}: {m.note}." for m in self.media.values() if m.note]
+        before, behind = self.ends()
+        if before is not None:
+            lines.append(f"{before[0].file}: its {len(before[1])} frames before these come first.")
+        if behind is not None:
+            lines.append(f"{behind[0].file}: its other {len(behind[1])} frames follow.")
         total, fps = self.num_frames(), self.timing.fps
         more = total - self.timing.num_frames
         lines.append(
@@ -137,6 +147,7 @@ def plan(model: Model, what: Description) -> Plan:
     """Look everything up. ValueError, with the remedy, for whatever cannot be made."""
     shape = model.latent_shape(what.num_frames, what.height, what.width)
     timing = Timing(model.spec, what.num_frames, what.fps)
+    what = replace(what, chain=what.chain.for_spec(model.spec))
     rows = tuple(
         replace(row, encode_as=what.encode_as) if row.encode_as == "auto" else row
         for row in (*what.task.with_media(what.media), *map(parse_given, what.at))
@@ -144,10 +155,19 @@ def plan(model: Model, what: Description) -> Plan:
     files = dict.fromkeys((*(row.file for row in rows), *what.media))
     media = {file: open_medium(file, what.fps, what.pace) for file in files}
     lengths = {file: medium.num_frames for file, medium in media.items()}
-    made = Plan(what, timing, shape, rows, media, tuple(place(rows, timing, lengths)))
+    placements = [
+        replace(placement, note="") if _is_joined(what.task, placement.given) else placement
+        for placement in place(rows, timing, lengths)
+    ]
+    made = Plan(what, timing, shape, rows, media, tuple(placements))
     made.ends()
     _check_chain(what, timing)
     return made
+
+
+def _is_joined(task: Task, row: Given) -> bool:
+    """Whether what a row leaves out of its medium follows it in the finished video."""
+    return task.join is not None and row.medium == task.join.after
 
 
 def _check_chain(what: Description, timing: Timing) -> None:

@@ -1,13 +1,14 @@
 """Videos that are more than one generation: pieces that overlap, put together as they come."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pusa.pipelines.tasks import SEAMS
+from pusa.types import LatentSpec
 
 Pieces = Iterator[Tensor]  # uint8 (t, 3, H, W), in order
 
@@ -17,11 +18,11 @@ class Chain:
     """The video goes on for `segments` more generations, each of which is given the last `overlap`
     frames (4k+1) of what is there, at the noise `multipliers` of its latent frames.
 
-    seam: see `Join`.
+    overlap 0: as many frames as there are multipliers for, see `for_spec`. seam: see `Join`.
     """
 
     segments: int = 0
-    overlap: int = 13
+    overlap: int = 0
     multipliers: tuple[float, ...] = (0.0, 0.3, 0.4, 0.5)
     seam: str = "blend"
 
@@ -29,10 +30,17 @@ class Chain:
         object.__setattr__(self, "multipliers", tuple(map(float, self.multipliers)))
         if self.segments < 0:
             raise ValueError(f"chain.segments must be 0 or more, got {self.segments}.")
-        if self.overlap < 1:
-            raise ValueError(f"chain.overlap must be at least 1 frame, got {self.overlap}.")
+        if self.overlap < 0 or not self.multipliers:
+            raise ValueError(
+                f"chain.overlap must be 0 or more frames, got {self.overlap}, with a multiplier at "
+                "least."
+            )
         if self.seam not in SEAMS:
             raise ValueError(f"chain.seam={self.seam!r} is unknown; use {' or '.join(SEAMS)}.")
+
+    def for_spec(self, spec: LatentSpec) -> "Chain":
+        """With the overlap that its multipliers are made for, unless it has one."""
+        return replace(self, overlap=self.overlap or spec.num_pixel_frames(len(self.multipliers)))
 
     def num_frames(self, of_one: int) -> int:
         """Frames of all generations together."""

@@ -12,9 +12,11 @@ DEFAULT_MULTIPLIER = 0.2  # upstream's advice for image-to-video
 ENCODE_AS = ("auto", "alone", "repeated", "context")
 SEAMS = ("blend", "cut")
 EVENLY, EACH = "evenly", "each"
+END = "end"
 _NUMBER = r"\d*\.?\d+"
+_POINT = r"(?:(?:(?:frame|latent):)?-?\d+(?:\.\d+)?s?|last)"
 _CONDITION = re.compile(
-    rf"(?P<at>[^=]+)=(?P<file>.+?)(?:@(?P<part>[-\w:.]+?))?"
+    rf"(?P<at>[^=]+)=(?P<file>.+?)(?:@(?P<part>{END}|{_POINT}(?:\.\.{_POINT}?)?|\.\.{_POINT}))?"
     rf"(?::(?P<multipliers>{_NUMBER}(?:,{_NUMBER})*))?(?::(?P<encode_as>{'|'.join(ENCODE_AS)}))?"
 )
 
@@ -26,7 +28,8 @@ class Given:
     at: where in the video, see `read_span`, or "evenly" for rows that are `each` medium's. From a
     point on, a clip goes on as far as it lasts. file: an image or a clip; if "", it is the user's
     medium number `medium`, or "each" of them in turn. part: which frames of it, counted in frames
-    or seconds of the video's rate; "" is all. multipliers: noise multipliers in [0, 1], one for
+    or seconds of the video's rate; "" is all, "end" its last ones, as many as the range `at` holds.
+    multipliers: noise multipliers in [0, 1], one for
     each latent frame (0 = kept exactly, 1 = free); the last stands for all that follow.
 
     encode_as: how latent frames other than the first are encoded, each of which stands for several
@@ -145,7 +148,7 @@ class Task:
         for i, row in enumerate(rows):
             if row.medium == join.before:
                 kept = row.multipliers[: groups + 1]
-                rows[i] = replace(row, part=f"-{num_frames}..last", multipliers=kept)
+                rows[i] = replace(row, at=f"0..{num_frames - 1}", multipliers=kept)
             elif row.medium == join.after:
                 kept = row.multipliers[-max(1, groups) :]
                 rows[i] = replace(row, at=f"-{max(1, num_frames - 1)}..last", multipliers=kept)

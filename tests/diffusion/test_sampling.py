@@ -1,11 +1,11 @@
-"""Task -> Conditioning -> plan -> Euler: the laws that every task relies on."""
+"""Conditioning -> plan -> Euler: the laws that every task relies on."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pusa.diffusion.conditioning import Anchor, Conditioning, Task
+from pusa.diffusion.conditioning import Conditioning
 from pusa.diffusion.flow import FlowMatching
 from pusa.diffusion.sampler import euler, guided
 
@@ -92,14 +92,14 @@ def test_guidance_extrapolates_and_scale_one_is_one_pass():
     assert calls == [3.0]
 
 
-def test_a_task_places_a_clip_frame_by_frame():
-    medium = torch.arange(3.0).view(1, 1, 3, 1, 1).expand(1, 2, 3, 4, 4)
-    task = Task("extension", (Anchor(at=0, multipliers=(0.0, 0.3, 0.4)),))
-    conditioning = task.bind((1, 2, 6, 4, 4), [medium])
-    assert conditioning.latents[0, 0, :, 0, 0].tolist() == [0, 1, 2, 0, 0, 0]
-    assert conditioning.multiplier[0].tolist() == pytest.approx([0.0, 0.3, 0.4, 1, 1, 1])
-    last = Task("end", (Anchor(at=-1, multipliers=0.5),)).bind((1, 2, 6, 4, 4), [medium[:, :, :1]])
-    assert last.multiplier[0].tolist() == [1, 1, 1, 1, 1, 0.5]
+def test_rows_of_a_batch_are_given_apart():
+    one = Conditioning.free((2, 4, 6, 4, 4)).given({0: (torch.ones(4, 4, 4), 0.2)}, row=1)
+    assert one.multiplier.tolist() == [[1.0] * 6, [pytest.approx(0.2), *[1.0] * 5]]
+    assert one.latents[0].eq(0).all()
+    both = one.given({0: (torch.ones(4, 4, 4), 0.0)}, row=0)
+    assert both.multiplier[:, 0].tolist() == pytest.approx([0.0, 0.2])
+    with pytest.raises(ValueError, match="latent frame 0 is given twice"):
+        one.given({0: (torch.ones(4, 4, 4), 0.0)}, row=1)
 
 
 @pytest.mark.parametrize(
@@ -115,14 +115,3 @@ def test_a_task_places_a_clip_frame_by_frame():
 def test_bad_conditions_are_named(frames, message):
     with pytest.raises(ValueError, match=message):
         Conditioning.free(SHAPE).given(frames)
-
-
-def test_tasks_count_their_media_and_refuse_overlap():
-    medium = torch.zeros(1, 4, 1, 4, 4)
-    task = Task("pair", (Anchor(0), Anchor(0, medium=1)))
-    with pytest.raises(ValueError, match="takes 2 image"):
-        task.bind((1, 4, 6, 4, 4), [medium])
-    with pytest.raises(ValueError, match="latent frame 0 twice"):
-        task.bind((1, 4, 6, 4, 4), [medium, medium])
-    with pytest.raises(ValueError, match="2 noise multipliers for a medium of 1"):
-        Task("bad", (Anchor(0, (0.1, 0.2)),)).bind((1, 4, 6, 4, 4), [medium])

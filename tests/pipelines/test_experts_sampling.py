@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pusa.diffusion.conditioning import Anchor, Task
+from pusa.diffusion.conditioning import Conditioning
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.experts import Experts
 from pusa.models.variants import VARIANTS
@@ -18,7 +18,6 @@ from tests.weights.conftest import make_adapter
 TWIN = VARIANTS["wan22_t2v_a14b_tiny"]
 SHAPE = (16, 3, 8, 8)
 FLOW = FlowMatching(5.0)
-IMAGE_TO_VIDEO = Task("i2v", (Anchor(0, (0.2,)),))
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +35,10 @@ def medium() -> Tensor:
     return torch.randn(1, 16, 1, 8, 8, generator=torch.Generator().manual_seed(9))
 
 
-def sample(backbone, sampler: Sampler, task: Task = IMAGE_TO_VIDEO) -> Tensor:
-    media = [medium()] * task.num_media
+def sample(backbone, sampler: Sampler, multiplier: float = 0.2) -> Tensor:
+    conditioning = Conditioning.free((1, *SHAPE)).given({0: (medium()[:, :, 0], multiplier)})
     request = Request(text(1), seed=7)
-    return sample_latents(backbone, FLOW, sampler, task, [request], media, SHAPE, text(2))
+    return sample_latents(backbone, FLOW, sampler, conditioning, [request], text(2))
 
 
 @pytest.mark.parametrize(("steps", "guidance", "in_high"), [(4, 1.0, 2), (10, 3.0, 5)])

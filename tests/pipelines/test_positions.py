@@ -1,46 +1,68 @@
-"""Where a condition stands."""
+"""Where something stands, as people write it."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from pusa.pipelines.positions import parse_condition
+from pusa.pipelines.positions import Timing, read_span
 from pusa.types import LatentSpec
 
-SPEC = LatentSpec(16, 4, 8)
+WAN = Timing(LatentSpec(16, 4, 8), 81, 16.0)
+MOCHI = Timing(LatentSpec(12, 6, 8), 85, 30.0)
 
 
 @pytest.mark.parametrize(
-    ("text", "index", "multiplier"),
+    ("text", "first", "last", "point"),
     [
-        ("0=a.png", 0, 0.2),
-        ("0=a.png:0.5", 0, 0.5),
-        ("1=a.png:0", 1, 0.0),
-        ("77=a.png:1", 20, 1.0),
-        ("last=a.png:0.3", 20, 0.3),
-        ("-1=a.png", 20, 0.2),
-        ("latent:7=dir/a=b:c.png:0.4", 7, 0.4),
-        ("latent:-21=a.png", 0, 0.2),
+        ("0", 0, 0, True),
+        ("80", 80, 80, True),
+        ("frame:80", 80, 80, True),
+        ("-1", 80, 80, True),
+        ("last", 80, 80, True),
+        ("2.5s", 40, 40, True),
+        ("5s", 80, 80, True),
+        ("-1s", 65, 65, True),
+        ("latent:0", 0, 0, True),
+        ("latent:20", 77, 80, True),
+        ("latent:-1", 77, 80, True),
+        ("0..3s", 0, 48, False),
+        ("1..3s", 16, 48, False),
+        ("latent:1..3", 1, 12, False),
+        ("-13..last", 68, 80, False),
+        ("-2s..", 49, 80, False),
+        ("..12", 0, 12, False),
+        ("frame:8..1s", 8, 16, False),
     ],
 )
-def test_positions_are_pixel_frames_unless_they_say_latent(text, index, multiplier):
-    condition = parse_condition(text, SPEC, 81)
-    assert (condition.latent_index, condition.multiplier) == (index, multiplier)
+def test_positions_are_frames_seconds_or_latents(text, first, last, point):
+    span = read_span(text, WAN)
+    assert (span.first, span.last, span.point) == (first, last, point)
 
 
-def test_the_mapping_is_described_in_both_units():
-    said = parse_condition("last=a.png:0.3", SPEC, 81).describe(SPEC)
-    assert said == "a.png -> latent frame 20 (pixel frames 77..80), noise multiplier 0.3"
+def test_mochi_folds_six_frames():
+    assert (read_span("latent:2", MOCHI).first, read_span("latent:2", MOCHI).last) == (7, 12)
+    assert read_span("0.1s", MOCHI).first == 3
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("81=a.png", r"81 is outside a video of 81 frames; use 0\.\.80"),
-        ("latent:21=a.png", "21 latent frames"),
-        ("first=a.png", "is not a frame, last or latent:K"),
-        ("a.png", "expected POSITION=FILE"),
-        ("0=a.png:1.5", r"must be in \[0, 1\]"),
+        ("81", r"81 is outside a video of 81 frames; use 0\.\.80 or -81\.\.-1"),
+        ("latent:21", "21 latent frames"),
+        ("6s", r"the last one is at 5s"),
+        ("first", "'first' is no position; write a frame"),
+        ("2.5", "no whole frame; write 2.5s"),
+        ("latent:2s", "no position"),
+        ("last..0", "ends before it begins"),
+        ("", "no position"),
     ],
 )
-def test_bad_conditions_are_named(text, message):
+def test_bad_positions_are_named(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_condition(text, SPEC, 81)
+        read_span(text, WAN)
+
+
+@given(frame=st.integers(0, 80))
+def test_the_same_frame_from_either_end_in_either_unit(frame):
+    spans = [read_span(text, WAN) for text in (f"{frame}", f"{frame - 81}", f"{frame / 16}s")]
+    assert {(span.first, span.last) for span in spans} == {(frame, frame)}

@@ -45,7 +45,7 @@ def test_text_to_video_writes_a_video_of_the_models_size(root):
     assert frames.shape == (17, 3, 32, 32)
     assert info.fps == 16
     sidecar = json.loads(path.with_suffix(".json").read_text())
-    assert sidecar["recipe"]["prompt"] == PROMPT
+    assert sidecar["recipe"]["prompt"] == [PROMPT]
     assert sidecar["made_by"]["torch"] == torch.__version__
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pusa.diffusion.conditioning import Anchor, Conditioning, Task
+from pusa.diffusion.conditioning import Conditioning
 from pusa.diffusion.flow import FlowMatching
 from pusa.diffusion.upstream import UpstreamFlow
 from pusa.entry import build
@@ -83,6 +83,7 @@ def test_guidance_in_one_batch_gives_the_numbers_of_two_passes(interval):
 
     requests = [Request(text(5), seed=1), Request(text(3), seed=2)]
     negative, medium = text(9), torch.randn(2, 16, 1, 8, 8, generator=generator)
+    given = Conditioning.free((2, *SHAPE)).given({0: (medium[:, :, 0], 0.2)})
     calls = []
     for network in networks:
         network.register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
@@ -90,9 +91,8 @@ def test_guidance_in_one_batch_gives_the_numbers_of_two_passes(interval):
     for guidance in ("sequential", "batched"):
         sampler = Sampler(4, 3.0, guidance=guidance, guidance_interval=interval)
         results.append(
-            sample_latents(experts, FlowMatching(5.0), sampler, Task("i2v", (Anchor(0, (0.2,)),)),
-                           requests, [medium], SHAPE, negative)
-        )  # fmt: skip
+            sample_latents(experts, FlowMatching(5.0), sampler, given, requests, negative)
+        )
     torch.testing.assert_close(*results, atol=1e-6, rtol=1e-6)
     guided = 4 if interval == (0.0, 1.0) else 2  # of the steps 1, 0.9375, 0.83, 0.625
     assert calls == [2] * (4 + guided) + [4 if 4 - i <= guided else 2 for i in range(4)]
