@@ -3,6 +3,8 @@ one batch gives the numbers of two passes."""
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from pusa.diffusion.conditioning import Conditioning
@@ -34,8 +36,10 @@ def seen(sampler: Sampler, conditioning: Conditioning, flow: FlowMatching) -> li
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sampler_samples_an_exact_velocity(name, root):
-    model = build(compose_config("generate", "model=wan22_tiny", "prompt=a", "output=b").model)
-    cfg = compose_config("generate", f"sampler={name}", "prompt=a", "output=b")
+    cfg = compose_config(
+        "generate", "model=wan22_tiny", f"sampler={name}", "prompt=a", "output=b"
+    )  # fmt: skip
+    model = build(cfg.model)
     truth, noise = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
     conditioning = Conditioning.free((1, *SHAPE)).given({0: (truth[:, :, 0], 0.4)})
     sampler = build(cfg.sampler)
@@ -111,3 +115,39 @@ def test_guidance_in_one_batch_gives_the_numbers_of_two_passes(interval):
 def test_a_sampler_that_cannot_be_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         Sampler(**arguments)
+
+
+@given(
+    frames=st.lists(st.sampled_from([0.0, 0.005, 0.3, 0.7, 1.0]), min_size=1, max_size=4),
+    steps=st.integers(1, 9),
+    floor=st.floats(0, 1.2),
+    method=st.sampled_from(["euler", "heun", "unipc"]),
+)
+def test_clean_conditions_in_the_early_steps_keep_the_laws(frames, steps, floor, method):
+    """An exact velocity gives the exact clip; a wrong one leaves frames of multiplier 0 alone."""
+    shape = (1, 2, len(frames), 2, 2)
+    truth, noise = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    given = {f: (truth[:, :, f], m) for f, m in enumerate(frames)}
+    conditioning = Conditioning.free(shape).given(given)
+    sampler = Sampler(steps, method=method, clean_above=floor)
+    told = []
+
+    def velocity(x: Tensor, sigma: Tensor, step: Tensor) -> Tensor:
+        told.append((float(step), sigma[0].tolist()))
+        return noise - truth
+
+    flow = FlowMatching(5.0)
+    result = integrate(sampler, flow, velocity, noise, conditioning)
+    torch.testing.assert_close(result, truth, atol=1e-4, rtol=0)
+    # Heun looks ahead: its second call of a step is told the level that the step ends at.
+    early = [levels for step, levels in told if step >= floor and method != "heun"]
+    for levels in early:
+        assert all(level == 0 for level, m in zip(levels, frames, strict=True) if m < 1)
+    wrong = integrate(sampler, flow, lambda x, *_: torch.ones_like(x), noise, conditioning)
+    for f, m in enumerate(frames):
+        assert m or torch.equal(wrong[:, :, f], truth[:, :, f])
+
+
+def test_upstream_keeps_no_conditions_clean():
+    with pytest.raises(ValueError, match=r"clean_above is not upstream's"):
+        Sampler(4, method="upstream", clean_above=0.9)
