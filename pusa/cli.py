@@ -9,7 +9,16 @@ from collections.abc import Sequence
 
 from omegaconf import DictConfig
 
-from pusa import cli_data, cli_generate, cli_plan, cli_schedule, cli_train, cli_weights, entry
+from pusa import (
+    cli_data,
+    cli_demo,
+    cli_generate,
+    cli_plan,
+    cli_schedule,
+    cli_train,
+    cli_weights,
+    entry,
+)
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_train.add_commands(commands)
     cli_plan.add_commands(commands)
     cli_schedule.add_commands(commands)
+    cli_demo.add_commands(commands)
     return parser
 
 
