@@ -35,6 +35,7 @@ def add_commands(commands) -> None:
         help="a condition as of `pusa generate`, with or without its file; may be repeated",
     )  # fmt: skip
     schedule.add_argument("--task", metavar="NAME", help="a task of configs/task")
+    schedule.add_argument("--sampler", metavar="NAME", help="one of configs/sampler")
     schedule.add_argument("--steps", type=int, help="sampling steps")
     schedule.add_argument("--num-frames", type=int, help="pixel frames; default: the model's")
     add_plan(schedule)
@@ -68,8 +69,9 @@ def _schedule(options: argparse.Namespace) -> None:
     from pusa.pipelines.schedule_report import as_text, write_report
     from pusa.pipelines.tasks import parse_given
 
-    task = [] if options.task is None else [f"task={options.task}"]
-    cfg = compose_config("generate", [f"model={options.model}", *task, *options.overrides])
+    groups = {"task": options.task, "sampler": options.sampler}
+    chosen = [f"{group}={name}" for group, name in groups.items() if name is not None]
+    cfg = compose_config("generate", [f"model={options.model}", *chosen, *options.overrides])
     if options.plan is not None:
         set_plan(cfg, options.plan)
     if options.steps is not None:

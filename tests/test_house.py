@@ -19,6 +19,7 @@ SCRIPTS = [
     "slurm/evaluate.sbatch",
     "slurm/array.sbatch",
     "slurm/cache.sbatch",
+    "slurm/generate.sbatch",
     "tests/slurm/cluster.sh",
 ]
 

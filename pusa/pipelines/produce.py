@@ -212,6 +212,8 @@ def produce(
     digests = input_digests(model, [lora.adapter.source for lora in loras], planned)
     _compare(digests, expected or digests)
     log.info("%s", planned.text())
+    if planned.placements and not loras:
+        log.info("no LoRA: a base that was not trained for it follows given frames poorly (--lora).")
     studio = studio or Studio(model, loras, memory)
     output.with_suffix(".json").unlink(missing_ok=True)  # never beside another video
     latents: list[Tensor] = []

@@ -116,7 +116,16 @@ def test_lines_of_a_file_run_side_by_side(cluster, tmp_path):
     assert "\n2\n" in said
 
 
-@pytest.mark.parametrize("name", ["train", "cache", "evaluate", "array"])
+def test_an_array_makes_the_videos_of_a_list(cluster, tmp_path):
+    jobs = tmp_path / "jobs.csv"
+    jobs.write_text("name,prompt\na,a red one\nb,a red two\n")
+    words = ("slurm/generate.sbatch", "--jobs", str(jobs), "-o", str(tmp_path / "made"))
+    done = cluster.completed(cluster.submit("--array=0-1", *words, "--steps", "1"))
+    assert len(done) == 2
+    assert sorted(path.name for path in (tmp_path / "made").glob("*.mp4")) == ["a.mp4", "b.mp4"]
+
+
+@pytest.mark.parametrize("name", ["train", "cache", "evaluate", "generate", "array"])
 def test_without_arguments_a_file_says_how_it_is_used(name):
     done = subprocess.run(
         ["bash", f"slurm/{name}.sbatch"], cwd=REPOSITORY, capture_output=True, text=True
