@@ -47,6 +47,14 @@ def add_commands(commands) -> None:
 
 
 def _demo(options: argparse.Namespace) -> None:
+    page, address = open_page(options)
+    log.info("The page is at %s; videos go to %s. Ctrl-C ends it.", address, options.output)
+    page.blocks.block_thread()
+
+
+def open_page(options: argparse.Namespace) -> "tuple[Page, str]":
+    """Serve in a thread; returns the page and its address. ImportError, with the remedy, without
+    Gradio; OSError if the port is taken."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     try:
         from pusa.demo.page import serve
@@ -57,24 +65,29 @@ def _demo(options: argparse.Namespace) -> None:
             "`pusa demo` needs Gradio; install it: pip install 'pusa[demo]'."
         ) from error
     page = _page(options)
-    address = serve(page, options.host, options.port, options.share)
-    log.info("The page is at %s; videos go to %s. Ctrl-C ends it.", address, options.output)
-    page.blocks.block_thread()
+    return page, serve(page, options.host, options.port, options.share)
 
 
 def _page(options: argparse.Namespace) -> "Page":
     from pusa.demo.page import Offer, Page
     from pusa.demo.workshop import Workshop
 
-    fixed = [f"--model={options.model}", *(f"--set={text}" for text in options.overrides)]
+    chosen, overrides = {"sampler": "euler", "memory": "resident"}, []
+    for text in options.overrides:  # groups that the page has a field for are its first choice
+        group, _, name = text.partition("=")
+        if group in chosen:
+            chosen[group] = name
+        else:
+            overrides.append(text)
+    fixed = [f"--model={options.model}", *(f"--set={text}" for text in overrides)]
     read = reader(fixed)
-    order = read(["--prompt="])
+    order = read(["--prompt=", *(f"--{group}={name}" for group, name in chosen.items())])
     loras = options.lora
     if loras is None:
         found = _outputs(options) / REPLICA_LORA
         loras = [str(found)] if options.model == "wan_tiny" and found.is_file() else []
-    offer = Offer(order, _names("sampler"), _names("memory"), tuple(loras))
-    tasks = presets(options.model, options.overrides)
+    offer = Offer(order, _names("sampler"), _names("memory"), tuple(loras), **chosen)
+    tasks = presets(options.model, overrides)
     return Page(Workshop(read, tasks, Path(options.output), fixed), offer)
 
 

@@ -13,6 +13,8 @@ from pusa.pipelines.produce import Description
 from pusa.pipelines.studio import Memory
 from pusa.pipelines.tasks import Task
 
+LINE = 72  # characters of a command's line
+
 
 @dataclass(frozen=True)
 class Form:
@@ -34,6 +36,7 @@ class Form:
     chain: int = 0
     negative_prompt: str = ""
     fit: str = "crop"
+    pace: str = "time"
     loras: tuple[str, ...] = ()
     strength: tuple[float, ...] = (1.0,)
 
@@ -75,18 +78,19 @@ def setting_words(form: Form) -> list[str]:
         f"--num-frames={form.num_frames}", f"--height={form.height}", f"--width={form.width}",
         f"--fps={form.fps:g}", f"--seed={form.seed}", f"--sampler={form.sampler}",
         f"--steps={form.steps}", f"--guidance={form.guidance:g}", f"--memory={form.memory}",
-        f"--fit={form.fit}",
+        f"--fit={form.fit}", f"--pace={form.pace}",
     ]  # fmt: skip
 
 
 def command(arguments: Sequence[str]) -> str:
-    """As it is typed in a shell, an option a line."""
-    lines: list[list[str]] = [["pusa", "generate"]]
-    for argument in arguments:
-        if argument.startswith("-"):
-            lines.append([])
-        lines[-1].append(argument)
-    return " \\\n    ".join(shlex.join(line) for line in lines)
+    """As it is typed in a shell, in lines that a page has room for."""
+    lines = ["pusa generate"]
+    for argument in map(shlex.quote, arguments):
+        if len(lines[-1]) + len(argument) < LINE:
+            lines[-1] += f" {argument}"
+        else:
+            lines.append(f"    {argument}")
+    return " \\\n".join(lines)
 
 
 def _strength(strengths: Sequence[float]) -> str:

@@ -14,10 +14,12 @@ from typing import Any
 import gradio as gr
 from starlette.middleware import Middleware
 
+from pusa.data.geometry import FITS
 from pusa.demo.conditions import COLUMNS, as_table, fill, moved, read_table, uploaded
 from pusa.demo.form import Form, Order
 from pusa.demo.gallery import Made, videos_in
 from pusa.demo.workshop import Look, Stopped, Workshop
+from pusa.pipelines.media import PACES
 from pusa.pipelines.positions import Timing
 
 log = logging.getLogger(__name__)
@@ -38,13 +40,15 @@ TABLE_HELP = (
 
 @dataclass(frozen=True)
 class Offer:
-    """What can be chosen. order: what the model's config says without a wish; loras: files, all
-    chosen at first."""
+    """What can be chosen. order: what the configs say without a wish; loras: files, all chosen at
+    first; sampler, memory: those that are."""
 
     order: Order
     samplers: tuple[str, ...]
     memories: tuple[str, ...]
     loras: tuple[str, ...]
+    sampler: str
+    memory: str
 
     @property
     def strengths(self) -> tuple[str, ...]:
@@ -89,7 +93,8 @@ class Page:
     def _wishes(self) -> None:
         names = list(self.workshop.presets)
         self.prompt = gr.Textbox(
-            label="Prompt", lines=2, placeholder="a red three moves left over coffee",
+            label="Prompt", lines=2, elem_id="prompt",
+            placeholder="a red three moves left over coffee",
             info="Of a chain: a line for each generation, the last one for all that follow.",
         )  # fmt: skip
         self.task = gr.Radio(names, value=names[0], label="Task", elem_id="task")
@@ -140,12 +145,14 @@ class Page:
                 self.fps = gr.Number(what.fps, label="Frames per second", min_width=80)
             with gr.Row():
                 self.sampler = gr.Dropdown(
-                    list(self.offer.samplers), value="euler", label="Sampler"
+                    list(self.offer.samplers), value=self.offer.sampler, label="Sampler"
                 )
                 self.memory = gr.Dropdown(
-                    list(self.offer.memories), value="resident", label="Memory"
+                    list(self.offer.memories), value=self.offer.memory, label="Memory"
                 )
-                self.fit = gr.Dropdown(["crop", "stretch", "pad"], value=what.fit, label="Fit")
+            with gr.Row():
+                self.fit = gr.Dropdown(list(FITS), value=what.fit, label="Images are fitted by")
+                self.pace = gr.Dropdown(list(PACES), value=what.pace, label="Clips of another rate")
                 self.chain = gr.Slider(0, 8, 0, step=1, label="Chain: generations more")
             self.negative = gr.Textbox(
                 label="Negative prompt", placeholder="the model's own", lines=1
@@ -181,7 +188,7 @@ class Page:
         return [
             self.prompt, self.task, self.table, self.names, self.num_frames, self.height,
             self.width, self.fps, self.seed, self.sampler, self.steps, self.guidance, self.memory,
-            self.chain, self.negative, self.fit, self.loras, *self.strengths,
+            self.chain, self.negative, self.fit, self.pace, self.loras, *self.strengths,
         ]  # fmt: skip
 
     def _form(self, values: Mapping[Any, Any]) -> Form:
@@ -195,6 +202,7 @@ class Page:
             float(values[self.fps]), int(values[self.seed]), values[self.sampler],
             int(values[self.steps]), float(values[self.guidance]), values[self.memory],
             int(values[self.chain]), values[self.negative] or "", values[self.fit],
+            values[self.pace],
             tuple(values[self.loras] or ()), tuple(float(values[s]) for s in self.strengths),
         )  # fmt: skip
 
@@ -222,14 +230,15 @@ class Page:
         ]  # fmt: skip
         for event in events:
             event.then(**look)
-        self.sampler.change(self.steps_of, self.sampler, [self.steps], **listen)
+        self.sampler.change(self.sampling, self.sampler, [self.steps, self.guidance], **listen)
         self.dice.click(lambda: random.randrange(2**31), None, self.seed, **listen)
         shown = [self.video, self.sidecar, self.gallery, self.message]
-        self.go.click(
+        making = self.go.click(
             self.make, fields, shown, concurrency_limit=1, show_progress_on=self.video,
             api_visibility="private",
         )  # fmt: skip
-        self.stop.click(self.halt, None, None, queue=False, **listen)
+        # What waits in the queue is taken out by Gradio, what runs ends at its next step.
+        self.stop.click(self.halt, None, None, queue=False, cancels=[making], **listen)
         self.gallery.select(self.show, None, [self.video, self.sidecar], **listen)
         load = self.blocks.load(self.listed, None, self.gallery, **listen)
         load.then(**look)
@@ -268,8 +277,9 @@ class Page:
         rows = read_table(values[self.table])
         return as_table([row for i, row in enumerate(rows) if i != event.row])
 
-    def steps_of(self, sampler: str) -> int:
-        return self.workshop.read(["--prompt=", f"--sampler={sampler}"]).sampler.num_steps
+    def sampling(self, name: str) -> tuple[int, float]:
+        sampler = self.workshop.read(["--prompt=", f"--sampler={name}"]).sampler
+        return sampler.num_steps, sampler.guidance_scale
 
     def make(self, values: dict, request: gr.Request, progress: gr.Progress = PROGRESS) -> tuple:
         """Whatever goes wrong is told; video and gallery stay as they are."""

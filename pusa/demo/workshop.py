@@ -110,7 +110,10 @@ class Workshop:
             timing = Timing(order.model.spec, form.num_frames, form.fps)
             timeline |= frames_of(timing, shape[1])
             timeline["blocks"] = blocks(form.rows, [], files, timing)
-            lengths = {name: open_medium(path, form.fps).num_frames for name, path in files.items()}
+            lengths = {
+                name: open_medium(path, form.fps, form.pace).num_frames
+                for name, path in files.items()
+            }
             placements = where(form.rows, lengths, timing)
             timeline["blocks"] = blocks(form.rows, placements, files, timing)
             given = multipliers_of(placements)
