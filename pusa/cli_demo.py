@@ -57,7 +57,7 @@ def open_page(options: argparse.Namespace) -> "tuple[Page, str]":
     Gradio; OSError if the port is taken."""
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
     try:
-        from pusa.demo.page import serve
+        from pusa.demo.server import serve
     except ImportError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise

@@ -77,7 +77,7 @@ DOORS = {
     "decord": {"pusa/data/readers.py"},
     "av": {"pusa/data/packets.py", "pusa/data/readers.py", "pusa/data/video.py"},
     "peft": {"pusa/weights/lora.py"},
-    "gradio": {"pusa/demo/page.py"},
+    "gradio": {"pusa/demo/page.py", "pusa/demo/server.py"},
     "torchvision": set(),
 }
 DRAWERS = {"utils", "util", "helpers", "helper", "misc", "common"}

@@ -194,9 +194,19 @@ def test_stop_ends_sampling_and_the_next_video_is_made_with_what_is_loaded(works
 
 def test_without_gradio_the_remedy_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    monkeypatch.delitem(sys.modules, "pusa.demo.page", raising=False)
+    for name in ("page", "server"):
+        monkeypatch.delitem(sys.modules, f"pusa.demo.{name}", raising=False)
     assert run_pusa("demo") == 1
     assert "pip install 'pusa[demo]'" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named(root, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert run_pusa("demo", "--port", port, "--output", root / "out") == 1
+    assert f"port {port} of 127.0.0.1 is taken" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -7,15 +7,14 @@ import random
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from pusa.data.geometry import FITS
 from pusa.demo.conditions import COLUMNS, as_table, fill, moved, read_table, uploaded
+from pusa.demo.files import read_text
 from pusa.demo.form import Form, Order
 from pusa.demo.gallery import Made, videos_in
 from pusa.demo.workshop import Look, Stopped, Workshop
@@ -23,13 +22,6 @@ from pusa.pipelines.media import PACES
 from pusa.pipelines.positions import Timing
 
 log = logging.getLogger(__name__)
-HERE = package_files("pusa.demo")
-# Nothing is fetched from anywhere but this server, whatever a library's page would like to fetch.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' "
-    "'unsafe-inline'; img-src 'self' data: blob:; media-src 'self' data: blob:; "
-    "font-src 'self' data:; worker-src 'self' blob:"
-)
 PROGRESS = gr.Progress()  # as a default value it asks Gradio for the request's own
 TABLE_HELP = (
     "Drag a block, or move it with the arrow keys; Delete removes it. All of the table can be "
@@ -105,7 +97,8 @@ class Page:
         )  # fmt: skip
         self.timeline = gr.HTML(
             value=None, html_template="<div class='timeline'></div>", elem_id="timeline",
-            css_template=_text("timeline.css"), js_on_load=_text("timeline.js"), min_height=150,
+            css_template=read_text("timeline.css"), js_on_load=read_text("timeline.js"),
+            min_height=150,
         )  # fmt: skip
         self.table = gr.Dataframe(
             headers=list(COLUMNS), column_count=len(COLUMNS), type="array", datatype="str",
@@ -138,11 +131,16 @@ class Page:
         with gr.Accordion("Size, sampler, memory, chaining", open=False):
             with gr.Row():
                 self.num_frames = gr.Slider(
-                    1, max(161, what.num_frames), what.num_frames, step=stride, label="Frames"
+                    1,
+                    max(161, what.num_frames),
+                    what.num_frames,
+                    step=stride,
+                    label="Frames",
+                    min_width=200,
                 )
                 self.width = gr.Number(what.width, precision=0, label="Width", min_width=80)
                 self.height = gr.Number(what.height, precision=0, label="Height", min_width=80)
-                self.fps = gr.Number(what.fps, label="Frames per second", min_width=80)
+                self.fps = gr.Number(what.fps, label="fps", min_width=80)
             with gr.Row():
                 self.sampler = gr.Dropdown(
                     list(self.offer.samplers), value=self.offer.sampler, label="Sampler"
@@ -322,48 +320,6 @@ class Page:
         return Timing(
             model.spec, int(values[self.num_frames]), float(values[self.fps] or model.fps)
         )
-
-
-def serve(page: Page, host: str, port: int, share: bool) -> str:
-    """Start the server in a thread; returns the page's address. OSError if the port is taken."""
-    _, local, public = page.blocks.queue(default_concurrency_limit=4).launch(
-        server_name=host, server_port=port, share=share, quiet=True, prevent_thread_lock=True,
-        allowed_paths=[str(page.workshop.folder.resolve())], theme=_theme(), css=_text("page.css"),
-        footer_links=[], run_history=False, ssr_mode=False, max_file_size="2gb",
-        app_kwargs={"middleware": [Middleware(OnlyFromHere)]},
-    )  # fmt: skip
-    return public or local
-
-
-class OnlyFromHere:
-    """Adds the policy to every answer."""
-
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", POLICY.encode())
-                message = {**message, "headers": [*message["headers"], policy]}
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
-
-
-def _theme() -> gr.themes.Base:
-    """System fonts: the default ones come from Google."""
-    fonts = ["system-ui", "sans-serif"]
-    return gr.themes.Soft(
-        primary_hue="violet",
-        neutral_hue="slate",
-        font=fonts,
-        font_mono=["ui-monospace", "monospace"],
-    )
-
-
-def _text(name: str) -> str:
-    return (HERE / name).read_text("utf-8")
 
 
 def _sidecar(video: Path) -> Any:
