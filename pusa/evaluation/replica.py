@@ -28,7 +28,7 @@ from pusa.evaluation.tables import scores_of
 from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
-from pusa.pipelines.loras import place_loras
+from pusa.pipelines.loras import PlacedLoRA, place_loras
 from pusa.pipelines.parts import Part
 from pusa.pipelines.placements import multipliers_of, place_unseen
 from pusa.pipelines.positions import Timing
@@ -67,10 +67,7 @@ def evaluate_replica(
     Two comparisons: the task (base and VTA beside truth, codec and a static copy), and what text to
     video has kept (the same two models with nothing given, and their loss at shared timesteps).
     """
-    if not Path(suite.lora).exists():
-        raise ValueError(
-            f"{suite.lora}: no such LoRA; train it first, with train.py and the same name={name}."
-        )
+    check_trained(suite.lora, name)
     model.ensure_files()
     suite.source.render(progress)
     items = toy_suite(suite.source.path.parent, suite.source.num_clips)
@@ -82,12 +79,7 @@ def evaluate_replica(
         "VTA": model.build_experts(loras).to(model.run_device()),
     }
     codec = fingerprint(model.vae)
-    key = content_key(
-        *map(fingerprint, _weights(model)), codec, fingerprint(model.text_encoder), repr(sampler),
-        repr(model.flow), model.dtype, model.text_len, repr(model.negative_prompt),
-    )  # fmt: skip
-    adapted = [part for lora in loras for part in (file_digest(lora.adapter.source), lora.strength)]
-    keys = {"base": key, "VTA": content_key(key, *adapted)}
+    keys = {"base": model_key(model, sampler), "VTA": model_key(model, sampler, loras)}
 
     def systems(of: Task) -> dict[str, System]:
         return {
@@ -116,6 +108,25 @@ def evaluate_replica(
     _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
     log.info("%s", (folder / "table.txt").read_text())
     return page
+
+
+def check_trained(lora: str, name: str) -> None:
+    """ValueError if the LoRA of a run is not there."""
+    if not Path(lora).exists():
+        raise ValueError(
+            f"{lora}: no such LoRA; train it first, with train.py and the same name={name}."
+        )
+
+
+def model_key(model: Model, sampler: Sampler, loras: Sequence[PlacedLoRA] = ()) -> str:
+    """A name for what a model makes of a request; changes with weights, LoRAs and sampler."""
+    key = content_key(
+        *map(fingerprint, _weights(model)), fingerprint(model.vae),
+        fingerprint(model.text_encoder), repr(sampler), repr(model.flow), model.dtype,
+        model.text_len, repr(model.negative_prompt),
+    )  # fmt: skip
+    adapted = [part for lora in loras for part in (file_digest(lora.adapter.source), lora.strength)]
+    return content_key(key, *adapted) if loras else key
 
 
 def _weights(model: Model) -> list[str]:

@@ -116,13 +116,13 @@ def write_markdown(path: Path, table: Table) -> None:
     note = f"Mean ± half of the 95% interval (Student t over clips). {coverage(table)}"
     lines += ["", note.strip(), ""]
     titles = [heading(m, registry.lookup(m).better) for m in table.metrics]
-    lines += _markdown_table(["system", *titles], mean_cells(table))
+    lines += markdown_table(["system", *titles], mean_cells(table))
     lines += ["", "## Verdicts", "", f"Does {table.contender} beat {table.baseline}?", ""]
     for item in table.contrasts:
         lines.append(f"- {'yes' if item.first_beats else 'no'}: {verdict(table, item)}")
     if table.retention:
         lines += ["", "## Retention", ""]
-        lines += _markdown_table(retention_titles(table), retention_cells(table))
+        lines += markdown_table(retention_titles(table), retention_cells(table))
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -223,6 +223,7 @@ def _spread(interval: Interval, digits: int) -> str:
     return f"{half:.{digits}f}" if math.isfinite(half) else "∞"
 
 
-def _markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(titles) - 1)]
     return ["| " + " | ".join(row) + " |" for row in (titles, rule, *cells)]
