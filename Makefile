@@ -24,7 +24,7 @@ install: $(INSTALLED) ## Create .venv with the pinned versions (2 to 4 minutes, 
 
 # Redone only when the dependencies change. torch comes first and alone, so that the build that this
 # machine's package index offers (CPU or CUDA) is settled before anything else asks for it.
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt standins.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "constraints.txt needs Python 3.11 to 3.13; $$($(PYTHON) --version 2>&1) found." \
 	       "Choose one: make install PYTHON=python3.12" >&2; exit 1; }
@@ -32,6 +32,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@echo "Installing into $(VENV) ..."
 	@$(PIP) install -c constraints.txt torch
 	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install --no-deps -r standins.txt
 	@touch $@
 
 demo: install ## Train the tiny replica's LoRA, evaluate it, say where the page is

@@ -11,12 +11,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from pusa.data import toy, video
 from pusa.evaluation.suite import Progress, SuiteItem, silent
 from pusa.metrics import registry
 from pusa.metrics.registry import Sample
 from pusa.pipelines.parts import Part
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -93,8 +96,10 @@ def fingerprint(path: str | Path) -> str:
     return f"{len(content)}-{hashlib.blake2b(content, digest_size=8).hexdigest()}"
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(path: str | Path, kind: type[R] = Row) -> list[R]:
     """All rows of a scores.jsonl in the order of writing; none if it is not there.
+
+    kind: the dataclass whose fields a line holds.
 
     A last line without its newline is the trace of an interrupted run and is left out. ValueError
     names any other line that is not a row.
@@ -105,7 +110,7 @@ def read_rows(path: str | Path) -> list[Row]:
     rows = []
     for number, line in enumerate(path.read_text().split("\n")[:-1], start=1):
         try:
-            rows.append(Row(**json.loads(line)))
+            rows.append(kind(**json.loads(line)))
         except (ValueError, TypeError) as error:
             raise ValueError(
                 f"{path}:{number}: not a score ({error}); delete that line, it is measured again."
@@ -113,8 +118,9 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def append_rows(path: str | Path, rows: Sequence[Row]) -> None:
-    """Add rows to the end of a scores.jsonl in one write, cutting off a half-written last line."""
+def append_rows(path: str | Path, rows: Sequence[Any]) -> None:
+    """Add rows, dataclasses, to the end of a scores.jsonl in one write; a half-written last line is
+    cut off."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:

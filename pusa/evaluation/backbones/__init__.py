@@ -1,0 +1,1 @@
+"""The networks that dimensions ask: which there are, and how each is loaded."""
