@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, run, exit: 0 done, 1 bad input with one message, 2 bad usage."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(cli_generate.bind_positions(words))
     entry.quiet_libraries()
     with contextlib.suppress(ValueError):  # not in the main thread: the caller handles signals
         signal.signal(signal.SIGTERM, _interrupt)  # unfinished files are removed on the way out

@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ FIELDS = (
     "fit", "pace", "lora", "strength", "chain", "save", "crf", "output",
 )  # fmt: skip
 HARMLESS = ("output", "save", "name", "paths")  # no part of what a video is made from
+MODEL = "wan_tiny"
+_FROM_THE_END = re.compile(r"-\d")
 _LORA_HELP = (
     "a LoRA of any format, or the folder of a training run; may be repeated. EXPERT: high, low or "
     "both, on a model of two experts; a file that says which one it is for needs none."
@@ -35,6 +38,18 @@ _AT_HELP = (
     "frames of a clip (@-13..last). MULTIPLIER: 0 keeps a frame exactly, 1 ignores it (default "
     "0.2); one for each latent frame, the last one for all that follow. docs/tasks.md"
 )
+
+
+def bind_positions(words: Sequence[str]) -> list[str]:
+    """Words of a command in which a position that begins with a minus is no flag: `--at -1=x.png`
+    as `--at=-1=x.png`."""
+    bound: list[str] = []
+    for word in map(str, words):
+        if bound and bound[-1] in ("--at", "--cond_position") and _FROM_THE_END.match(word):
+            bound[-1] += f"={word}"
+        else:
+            bound.append(word)
+    return bound
 
 
 def add_commands(commands) -> None:
@@ -93,7 +108,7 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model and sampling")
-    group.add_argument("--model", default="wan_tiny", help="a name in configs/model (%(default)s)")
+    group.add_argument("--model", default=MODEL, help="a name in configs/model (%(default)s)")
     group.add_argument(
         "--lora", action="append", metavar="[EXPERT=]FILE[:STRENGTH]", help=_LORA_HELP
     )
@@ -281,7 +296,13 @@ def _again(options: argparse.Namespace) -> None:
                 "fps", "crf", "fit", "pace", "seam", "encode_as", "memory", "negative_prompt",
                 "part", "overwrite",
                 "cond_position", "noise_multipliers", "image_paths", "video_path")  # fmt: skip
-    if given := [name for name in changing if getattr(options, name) not in (None, [], False)]:
+    values = {name: getattr(options, name) for name in changing}
+    # By identity: a seed of 0 is a seed.
+    given = [
+        n for n, value in values.items() if not (value is None or value is False or value == [])
+    ]
+    given += ["model"] if options.model != MODEL else []
+    if given:
         flags = ", ".join(
             "--set" if n == "overrides" else f"--{n.replace('_', '-')}" for n in given
         )

@@ -109,6 +109,33 @@ def test_upstreams_clip_flags_keep_positions(root, media):
     assert torch.equal(upstream, ours)
 
 
+def test_positions_from_the_end_are_no_flags(root, media):
+    (_, counted, sidecar), (_, named, _) = (
+        generate(root, "--at", f"{place}={media}/last0.png:0.3", steps=1)
+        for place in ("-1", "last")
+    )
+    assert sidecar["recipe"]["at"] == [f"-1={media}/last0.png:0.3"]
+    assert torch.equal(counted, named)
+    flags = ("--image_paths", media / "last0.png", "--cond_position", "-1")
+    assert generate(root, *flags, steps=1)[0] == 0
+
+
+def test_a_clip_of_any_length_has_latent_frames(root, media):
+    frames = video.read_frames(media / "clip0.mp4")[0][:15]
+    video.write_video(media / "short.mp4", frames, 16.0)
+    flags = ("--video_path", media / "short.mp4", "--cond_position", "0,3")
+    code, _, sidecar = generate(root, *flags, steps=1)
+    assert code == 0
+    assert any("short.mp4 frames 9..12" in line for line in sidecar["given"])
+
+
+@pytest.mark.parametrize("flags", [("--seed", 0), ("--model", "mochi_tiny")])
+def test_a_sidecar_is_made_again_as_it_was(root, capsys, flags):
+    generate(root, steps=1)
+    assert run_pusa("generate", "--from", root / "out.json", "-o", root / "b.mp4", *flags) == 1
+    assert f"leave out {flags[0]}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -126,7 +153,13 @@ def test_upstreams_clip_flags_keep_positions(root, media):
         (["--fps", "0"], "fps must be above 0"),
         (["--crf", "99"], "crf"),
         (["--prompt", "b"], "add --chain"),
-        (["--chain", "1", "--overlap", "6"], "num_frames=6 is not 4k+1"),
+        (["--chain", "1", "--overlap", "6"], "--overlap 6 is not 4k+1"),
+        (["--task", "extension", "clip0.mp4", "--overlap", "6"], "use 5 or 9"),
+        (
+            ["--task", "transition", "clip0.mp4", "first0.png", "--overlap", "5", "--chain", "1"],
+            "nothing can go on from its end",
+        ),
+        (["--multipliers", "0.3"], "task 't2v' gives nothing"),
         (["--part", "0/2"], "--part and --overwrite are for --jobs"),
     ],
 )

@@ -34,10 +34,13 @@ class Placement:
         return len(set(self.frames)) == 1
 
 
-def place(rows: Sequence[Given], timing: Timing, lengths: Mapping[str, int]) -> list[Placement]:
+def place(
+    rows: Sequence[Given], timing: Timing, lengths: Mapping[str, int], encode_as: str = "auto"
+) -> list[Placement]:
     """The placements of rows with files.
 
-    lengths: of each file, in frames at the video's rate; 1: a picture. ValueError for a position
+    lengths: of each file, in frames at the video's rate; 1: a picture. encode_as: of pictures whose
+    row leaves it open. ValueError for a position
     that does not exist, a clip that is too short, or a latent frame that is given twice.
     """
     placed: list[Placement] = []
@@ -47,7 +50,7 @@ def place(rows: Sequence[Given], timing: Timing, lengths: Mapping[str, int]) -> 
         order = (counts.get(row.at, 0), sum(other.at == EVENLY for other in rows))
         counts[row.at] = order[0] + 1
         try:
-            placement = _place(row, timing, lengths[row.file], order)
+            placement = _place(row, timing, lengths[row.file], order, encode_as)
         except ValueError as error:
             raise ValueError(f"--at {row}: {error}") from error
         for latent in placement.latents:
@@ -83,7 +86,9 @@ def multipliers_of(placements: Sequence[Placement]) -> dict[int, float]:
     }
 
 
-def _place(row: Given, timing: Timing, length: int, order: tuple[int, int]) -> Placement:
+def _place(
+    row: Given, timing: Timing, length: int, order: tuple[int, int], picture_as: str
+) -> Placement:
     if row.at == EVENLY:
         number, count = order
         frame = round(number * (timing.num_frames - 1) / max(1, count - 1))
@@ -94,6 +99,8 @@ def _place(row: Given, timing: Timing, length: int, order: tuple[int, int]) -> P
     if stop - start == 1:
         latents = range(*(timing.spec.latent_index(f) for f in (span.first, span.last)))
         latents = range(latents.start, latents.stop + 1)
+        if row.encode_as == "auto":
+            row = replace(row, encode_as=picture_as)
         return _picture(row, span.first, latents, timing, start, length)
     return _clip(row, span, timing, start, stop)
 

@@ -20,7 +20,8 @@ class Timing:
 
     @property
     def num_latents(self) -> int:
-        return self.spec.num_latent_frames(self.num_frames)
+        """Whole ones: a user's clip may have frames left over at its end."""
+        return (self.num_frames - 1) // self.spec.temporal_stride + 1
 
     def frames_of(self, latents: range) -> range:
         """Pixel frames that neighbouring latent frames cover."""

@@ -148,16 +148,13 @@ def plan(model: Model, what: Description) -> Plan:
     shape = model.latent_shape(what.num_frames, what.height, what.width)
     timing = Timing(model.spec, what.num_frames, what.fps)
     what = replace(what, chain=what.chain.for_spec(model.spec))
-    rows = tuple(
-        replace(row, encode_as=what.encode_as) if row.encode_as == "auto" else row
-        for row in (*what.task.with_media(what.media), *map(parse_given, what.at))
-    )
+    rows = (*what.task.with_media(what.media), *map(parse_given, what.at))
     files = dict.fromkeys((*(row.file for row in rows), *what.media))
     media = {file: open_medium(file, what.fps, what.pace) for file in files}
     lengths = {file: medium.num_frames for file, medium in media.items()}
     placements = [
         replace(placement, note="") if _is_joined(what.task, placement.given) else placement
-        for placement in place(rows, timing, lengths)
+        for placement in place(rows, timing, lengths, what.encode_as)
     ]
     made = Plan(what, timing, shape, rows, media, tuple(placements))
     made.ends()
@@ -176,6 +173,11 @@ def _check_chain(what: Description, timing: Timing) -> None:
         if len(what.prompt) > 1:
             raise ValueError("several prompts are for a video that goes on; add --chain N.")
         return
+    if what.task.join is not None and what.task.join.after is not None:
+        raise ValueError(
+            f"task {what.task.name!r} ends in a clip, so nothing can go on from its end; leave out "
+            "--chain, or raise --num-frames."
+        )
     latents = timing.spec.num_latent_frames(chain.overlap)
     if latents >= timing.num_latents:
         raise ValueError(
@@ -213,7 +215,9 @@ def produce(
     _compare(digests, expected or digests)
     log.info("%s", planned.text())
     if planned.placements and not loras:
-        log.info("no LoRA: a base that was not trained for it follows given frames poorly (--lora).")
+        log.info(
+            "no LoRA: a base that was not trained for it follows given frames poorly (--lora)."
+        )
     studio = studio or Studio(model, loras, memory)
     output.with_suffix(".json").unlink(missing_ok=True)  # never beside another video
     latents: list[Tensor] = []

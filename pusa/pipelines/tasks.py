@@ -128,6 +128,11 @@ class Task:
 
     def with_multipliers(self, multipliers: Sequence[float]) -> "Task":
         """Other noise multipliers: one for each row, or the list of its single row."""
+        if not self.given:
+            raise ValueError(
+                f"task {self.name!r} gives nothing that --multipliers are for; those of --at stand "
+                "in it, POSITION=FILE:MULTIPLIER."
+            )
         if len(self.given) == 1 and self.given[0].medium != EACH:
             return replace(self, given=(replace(self.given[0], multipliers=tuple(multipliers)),))
         if len(multipliers) == 1:
@@ -142,16 +147,27 @@ class Task:
 
     def with_overlap(self, num_frames: int, stride: int) -> "Task":
         """As many frames shared with what is joined: the last ones of what comes before, and all
-        but one, since the first stands alone, of what comes behind. stride: frames of a latent."""
-        join, groups = self.join or Join(), (num_frames - 1) // stride
+        but one, since the first stands alone, of what comes behind. stride: frames of a latent.
+
+        ValueError unless they are whole groups and one: of others some would be in no part of the
+        video; and for a single frame, of which what comes behind would have none.
+        """
+        join, (groups, rest) = self.join or Join(), divmod(num_frames - 1, stride)
+        least = 0 if join.after is None else 1
+        if rest or groups < least:
+            legal = max(groups, least) * stride + 1
+            raise ValueError(
+                f"--overlap {num_frames} is not {stride}k+1 frames, {least * stride + 1} or more; "
+                f"use {legal} or {legal + stride}."
+            )
         rows = list(self.given)
         for i, row in enumerate(rows):
             if row.medium == join.before:
                 kept = row.multipliers[: groups + 1]
                 rows[i] = replace(row, at=f"0..{num_frames - 1}", multipliers=kept)
             elif row.medium == join.after:
-                kept = row.multipliers[-max(1, groups) :]
-                rows[i] = replace(row, at=f"-{max(1, num_frames - 1)}..last", multipliers=kept)
+                kept = row.multipliers[-groups:]
+                rows[i] = replace(row, at=f"-{num_frames - 1}..last", multipliers=kept)
         return replace(self, given=tuple(rows))
 
     def with_seam(self, seam: str) -> "Task":

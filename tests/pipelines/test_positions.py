@@ -66,3 +66,9 @@ def test_bad_positions_are_named(text, message):
 def test_the_same_frame_from_either_end_in_either_unit(frame):
     spans = [read_span(text, WAN) for text in (f"{frame}", f"{frame - 81}", f"{frame / 16}s")]
     assert {(span.first, span.last) for span in spans} == {(frame, frame)}
+
+
+def test_a_clip_that_ends_within_a_group_has_the_whole_ones():
+    clip = Timing(WAN.spec, 34, 16.0)
+    spans = [read_span(text, clip) for text in ("latent:0", "latent:8", "latent:-1")]
+    assert [(span.first, span.last) for span in spans] == [(0, 0), (29, 32), (29, 32)]

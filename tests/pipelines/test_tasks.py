@@ -187,3 +187,29 @@ def test_an_overlap_changes_both_ends():
     assert [(r.at, r.part, r.multipliers) for r in task.given] == [
         ("0..4", "end", (0.0, 0.3)), ("-4..last", "", (0.3,))
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "overlap", "stride", "message"),
+    [
+        ("extension", 6, 4, "use 5 or 9"),
+        ("extension", 5, 6, "use 1 or 7"),
+        ("extension", 0, 4, "use 1 or 5"),
+        ("transition", 7, 4, "use 5 or 9"),
+        ("transition", 1, 4, "use 5 or 9"),
+    ],
+)
+def test_an_overlap_that_would_lose_frames_is_refused(name, overlap, stride, message):
+    with pytest.raises(ValueError, match=message):
+        preset(name).with_overlap(overlap, stride)
+
+
+def test_multipliers_for_nothing_are_refused():
+    with pytest.raises(ValueError, match="gives nothing"):
+        preset("t2v").with_multipliers([0.3])
+
+
+def test_how_images_are_encoded_is_not_asked_of_clips():
+    rows = [parse_given("latent:0..1=clip.mp4"), parse_given("last=image.png")]
+    placed = place(rows, WAN, {"clip.mp4": 81, "image.png": 1}, "alone")
+    assert [placement.encode_as for placement in placed] == ["context", "alone"]
