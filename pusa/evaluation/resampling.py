@@ -21,7 +21,10 @@ def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """An estimate and its resampled values (B,). num_strata: groups whose means were estimated."""
+    """An estimate and its resampled values (B,). num_strata: groups whose means were estimated.
+
+    With fewer than ten prompts the intervals are somewhat narrow: 93% for 95% with six.
+    """
 
     estimate: float
     values: np.ndarray
@@ -109,7 +112,10 @@ def _resampled(stratum: Stratum, generator: np.random.Generator, num: int) -> np
 
 
 def _effects(stratum: Stratum) -> tuple[np.ndarray, np.ndarray]:
-    """Prompts' effects (n,), shrunk, and samples' deviations (n, k), stretched; each of mean 0."""
+    """Prompts' effects (n,), shrunk, and samples' deviations (n, k), stretched; each of mean 0.
+
+    Their draws add up to the variance of prompts' sums, which is unbiased.
+    """
     counts = stratum.counts[:, None]
     there = np.arange(stratum.parts.shape[1]) < counts
     sums = stratum.prompt_sums()
@@ -119,5 +125,7 @@ def _effects(stratum: Stratum) -> tuple[np.ndarray, np.ndarray]:
     centred = sums - sums.mean()
     total = centred.var(ddof=1)
     noise = (deviations**2).sum(axis=1).mean()  # variance of a prompt's sum by its samples alone
-    shrink = np.sqrt(max(total - noise, 0) / centred.var()) if total > 0 else 0.0
-    return centred * shrink, deviations
+    if total <= noise:
+        # Prompts that seem not to differ at all: their samples alone make up what is observed.
+        return np.zeros_like(centred), deviations * np.sqrt(total / noise if noise else 0.0)
+    return centred * np.sqrt((total - noise) / centred.var()), deviations
