@@ -6,6 +6,7 @@ The statistics are written anew: the package's own fail with numpy 2.4 and go fr
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +23,32 @@ SHAPES = (0.05, 100.0)  # between which the search is made
 
 def load(files: Sequence[Path], root: Path, device: str) -> Callable[[Tensor], Tensor]:
     """100 - BRISQUE (N,), cut off to 0 to 100, so that more is better."""
-    coefficients, vectors, gamma, rho = _read_svm(files[0])
-    with files[1].open("rb") as stream:
-        ranges = _NumbersOnly(stream).load()
-    low, high = (torch.tensor(ranges[name], dtype=torch.float64) for name in ("min_", "max_"))
+    judge = read_judge(*files)
+    return lambda pixels: (100 - judge(statistics(pixels.cpu()))).clamp(0, 100).float()
 
-    def quality(pixels: Tensor) -> Tensor:
-        scaled = 2 * (statistics(pixels.cpu()) - low) / (high - low) - 1
-        kernel = torch.exp(-gamma * torch.cdist(scaled, vectors).square())
-        return (100 - (kernel @ coefficients - rho)).clamp(0, 100).float()
 
-    return quality
+@dataclass(frozen=True)
+class Judge:
+    """Support vector regression: statistics (N, 36) -> BRISQUE (N,), where less is better."""
+
+    coefficients: Tensor
+    vectors: Tensor
+    gamma: float
+    rho: float
+    low: Tensor
+    high: Tensor
+
+    def __call__(self, statistics: Tensor) -> Tensor:
+        scaled = 2 * (statistics - self.low) / (self.high - self.low) - 1
+        kernel = torch.exp(-self.gamma * torch.cdist(scaled, self.vectors).square())
+        return kernel @ self.coefficients - self.rho
 
 
 def statistics(pixels: Tensor) -> Tensor:
     """(N, 36) of pixels (N, 3, H, W) in [0, 1]: 18 at full size, 18 at half of it."""
-    grey = (pixels.double() * torch.tensor(GREY).double()[:, None, None]).sum(dim=1, keepdim=True)
+    grey = (pixels.double() * torch.tensor(GREY, dtype=torch.float64)[:, None, None]).sum(
+        dim=1, keepdim=True
+    )
     half = F.interpolate(grey, scale_factor=0.5, mode="bicubic", recompute_scale_factor=False)
     return torch.cat([_of_one_scale(grey[:, 0]), _of_one_scale(half[:, 0])], dim=1)
 
@@ -94,17 +105,25 @@ def _shape_of(ratio: Tensor) -> Tensor:
     return (low + high) / 2
 
 
-def _read_svm(path: Path) -> tuple[Tensor, Tensor, float, float]:
-    """Coefficients (V,), support vectors (V, 36), gamma and rho of libsvm's text."""
-    head, _, body = path.read_text().partition("SV\n")
+def read_judge(svm: Path, ranges: Path) -> Judge:
+    """Out of libsvm's text, and a pickle of the ranges of the statistics that it was trained on."""
+    head, _, body = svm.read_text().partition("SV\n")
     header = dict(line.split(maxsplit=1) for line in head.splitlines())
     rows = [line.split() for line in body.splitlines()]
     vectors = np.zeros((len(rows), 36))
     for row, words in zip(vectors, rows, strict=True):
         for index, value in (word.split(":") for word in words[1:]):
             row[int(index) - 1] = float(value)
-    coefficients = torch.tensor([float(words[0]) for words in rows], dtype=torch.float64)
-    return coefficients, torch.from_numpy(vectors), float(header["gamma"]), float(header["rho"])
+    with ranges.open("rb") as stream:
+        bounds = _NumbersOnly(stream).load()
+    return Judge(
+        coefficients=torch.tensor([float(words[0]) for words in rows], dtype=torch.float64),
+        vectors=torch.from_numpy(vectors),
+        gamma=float(header["gamma"]),
+        rho=float(header["rho"]),
+        low=torch.tensor(bounds["min_"], dtype=torch.float64),
+        high=torch.tensor(bounds["max_"], dtype=torch.float64),
+    )
 
 
 class _NumbersOnly(pickle.Unpickler):

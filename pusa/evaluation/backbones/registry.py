@@ -255,7 +255,7 @@ def _checked(backbone: Backbone, root: Path, file: File, pins: Mapping[str, str]
             f"{backbone.id}: {path} is missing; get it from {file.origin} (licence: "
             f"{backbone.licence}), or set {FOLDER} or backbones.folder."
         )
-    found, expected = digest(path), pins.get(file.path) or file.sha256
+    found, expected = digest(path), file.sha256 or pins.get(file.path)
     if expected and found != expected:
         raise ValueError(
             f"{backbone.id}: {path} has the sha256 {found}, expected {expected}; get it from "

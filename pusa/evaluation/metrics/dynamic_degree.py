@@ -37,7 +37,7 @@ class DynamicDegree(Dimension):
         return VideoScore(float(dynamic), video.num_frames, extras)
 
     def _speeds(self, frames: Tensor) -> Tensor:
-        """(t - 1,) pixels per pair, of frames (t, 3, H, W) in 0 to 255; measured with the padding."""
+        """(t - 1,) pixels per pair of frames (t, 3, H, W) in 0 to 255, padding included."""
         height, width = frames.shape[-2:]
         top, left = -height % MULTIPLE // 2, -width % MULTIPLE // 2
         padding = (left, -width % MULTIPLE - left, top, -height % MULTIPLE - top)

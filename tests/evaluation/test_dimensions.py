@@ -1,0 +1,305 @@
+"""Dimensions by what they must say of still, real, shuffled and made clips; and how they gather."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from sklearn.datasets import load_sample_image
+from torch.nn import functional as F
+
+from pusa.data import video
+from pusa.evaluation.backbones.registry import Loaded, load
+from pusa.evaluation.metrics.camera_motion import MOVES, CameraMotion, asked_move, moves
+from pusa.evaluation.metrics.catalogue import DIMENSIONS, build, build_all
+from pusa.evaluation.metrics.dimension import VideoScore
+from pusa.evaluation.metrics.dynamic_degree import DynamicDegree
+from pusa.evaluation.metrics.frames import FileFrames, TensorFrames, batches, windows
+from pusa.evaluation.metrics.ledger import Job, measure
+from pusa.evaluation.metrics.motion_smoothness import MotionSmoothness
+from pusa.evaluation.metrics.subject_consistency import SubjectConsistency
+from pusa.evaluation.metrics.temporal_flickering import TemporalFlickering
+
+COUNT = 9
+
+
+@pytest.fixture(scope="module")
+def china() -> torch.Tensor:
+    return torch.from_numpy(load_sample_image("china.jpg").copy()).movedim(-1, 0)  # (3, 427, 640)
+
+
+def camera(picture: torch.Tensor, move: str, amount: int = 3) -> torch.Tensor:
+    """A clip (9, 3, 160, 240) in which a camera moves over a picture."""
+    frames = []
+    for t in range(COUNT):
+        right = {"pan_right": t, "pan_left": -t}.get(move, 0) * amount
+        down = {"tilt_down": t, "tilt_up": -t}.get(move, 0) * amount
+        closer = {"zoom_in": t, "zoom_out": -t}.get(move, 0) * amount
+        half_height, half_width = 80 - closer * 2 // 3, 120 - closer
+        y, x = 213 + down, 320 + right
+        part = picture[:, y - half_height : y + half_height, x - half_width : x + half_width]
+        frames.append(F.interpolate(part[None].float(), (160, 240), mode="bilinear")[0])
+    return torch.stack(frames).round().to(torch.uint8)
+
+
+@pytest.fixture(scope="module")
+def clips(china) -> dict[str, TensorFrames]:
+    real = camera(china, "pan_right")
+    order = torch.randperm(COUNT, generator=torch.Generator().manual_seed(0))
+    still = real[:1].repeat(COUNT, 1, 1, 1)
+    return {
+        name: TensorFrames(pixels, 8.0)
+        for name, pixels in {"real": real, "still": still, "shuffled": real[order]}.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(clips, tmp_path_factory):
+    path = tmp_path_factory.mktemp("reference") / "first.png"
+    video.write_image(path, clips["real"].pixels[0])
+    return path
+
+
+@pytest.fixture(scope="module")
+def standins():
+    return build_all("standin")
+
+
+CONSISTENT = [
+    "i2v_subject", "i2v_background", "subject_consistency", "background_consistency",
+    "motion_smoothness", "temporal_flickering",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSISTENT)
+def test_still_is_above_real_is_above_shuffled(standins, clips, reference, name):
+    dimension = standins[0][name]
+    still, real, shuffled = (
+        dimension.score_video(clips[clip], reference).score
+        for clip in ("still", "real", "shuffled")
+    )
+    assert still > real > shuffled
+    assert 0.99 < still <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("name", ["i2v_subject", "i2v_background"])
+def test_another_input_image_lowers_the_score(standins, clips, reference, tmp_path, name):
+    flower = torch.from_numpy(load_sample_image("flower.jpg").copy()).movedim(-1, 0)
+    video.write_image(tmp_path / "flower.png", flower)
+    dimension = standins[0][name]
+    right, wrong = (
+        dimension.score_video(clips["real"], image).score
+        for image in (reference, tmp_path / "flower.png")
+    )
+    assert right > wrong + 0.05
+
+
+def test_a_still_clip_is_not_dynamic_and_a_fast_one_is(standins, clips, china):
+    degree = standins[0]["dynamic_degree"]
+    assert degree.score_video(clips["still"]).score == 0
+    fast = TensorFrames(camera(china, "pan_right", 8), 8.0)
+    assert degree.score_video(fast).score == 1
+
+
+def test_blur_lowers_imaging_quality(standins, china):
+    sharp = china[None, :, 100:260, 200:440]
+    blurred = F.avg_pool2d(sharp.float(), 5, stride=1, padding=2).to(torch.uint8)
+    quality = standins[0]["imaging_quality"]
+    assert (
+        quality.score_video(TensorFrames(sharp)).score
+        > quality.score_video(TensorFrames(blurred)).score + 0.2
+    )
+
+
+@pytest.mark.parametrize("words", MOVES)
+def test_every_move_over_a_picture_is_seen(standins, china, words):
+    clip = TensorFrames(camera(china, MOVES[words]))
+    score = standins[0]["camera_motion"].score_video(clip, prompt=f"a temple, {words}")
+    assert score.score == 1, score.extras
+    assert (score.extras["seen"] == ["static"]) == (MOVES[words] == "static")
+
+
+def test_aesthetic_quality_is_missing_where_nobody_ships_weights(standins):
+    ready, missing = standins
+    assert set(ready) == set(DIMENSIONS) - {"aesthetic_quality"}
+    assert "no standin backbone" in missing["aesthetic_quality"]
+
+
+def paths(**edges: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grids in which the points that the benchmark looks at go by (x, y)."""
+    moved = torch.zeros(10, 10, 2, dtype=torch.long)
+    places = {"top": (0, 5), "bottom": (9, 5), "left": (5, 0), "right": (5, 9)}
+    for name, path in edges.items():
+        moved[places[name]] = torch.tensor(path)
+    return torch.zeros(100, 2, dtype=torch.long), moved.reshape(100, 2)
+
+
+EDGES = [
+    ({}, {"static"}),
+    ({"top": (3, 0), "bottom": (3, 0)}, {"pan_left"}),
+    ({"top": (0, -3), "bottom": (0, 3)}, {"zoom_in"}),
+    ({"left": (3, 0), "right": (-3, 0)}, {"zoom_out"}),
+    ({"top": (3, -3), "bottom": (3, 3), "left": (0, 3), "right": (0, 3)},
+     {"pan_left", "zoom_in", "tilt_up"}),
+    ({"top": (3, 0), "left": (3, 0)}, set()),
+    ({"top": (1, 0), "bottom": (1, 0)}, {"static"}),  # 1 is not above 0.005 * 200
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edges", "seen"), EDGES)
+def test_moves_follow_from_the_sixth_points_of_the_edges(edges, seen):
+    assert moves(*paths(**edges), shorter=200) == seen
+
+
+def test_points_are_cut_to_whole_pixels_before_they_are_compared():
+    def network(frames, grid):
+        return torch.full((100, 2), 3.9), torch.full((100, 2), 5.1)  # 3 -> 5, not 1.2
+
+    clip = TensorFrames(torch.zeros(2, 3, 300, 300, dtype=torch.uint8))
+    dimension = CameraMotion(Loaded("fake", "tracking", network))
+    assert dimension.score_video(clip, prompt="camera pans left").score == 1
+
+
+def test_a_prompt_without_a_move_is_refused():
+    assert asked_move("a bay, camera tilts down") == "tilt_down"
+    with pytest.raises(ValueError, match="asks for no move"):
+        asked_move("a bay at night")
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "moving", "kept", "needed", "dynamic"),
+    [(81, 16.0, 10, 41, 10, 1), (81, 16.0, 9, 41, 10, 0), (10, 8.0, 2, 10, 2, 1),
+     (10, 8.0, 1, 10, 2, 0),
+     (14, 8.0, 4, 14, 4, 1), (6, 24.0, 0, 2, 0, 1), (1, 8.0, 0, 1, 0, 0), (9, 20.0, 1, 5, 1, 1)],
+)  # fmt: skip
+def test_dynamic_counts_pairs_that_move(frames, fps, moving, kept, needed, dynamic):
+    """The rule's numbers by hand: 81 frames at 16 fps are 41 kept ones of which 10 pairs move."""
+    seen = 0
+
+    def flow(first, last):
+        nonlocal seen
+        places = torch.arange(seen, seen + len(first))
+        seen += len(first)
+        speed = torch.where(places < moving, 6.1, 5.9) * 64 / 256
+        return torch.stack([speed, torch.zeros(len(first))], 1)[:, :, None, None].expand(
+            -1, -1, 64, 72
+        )
+
+    clip = TensorFrames(torch.zeros(frames, 3, 64, 72, dtype=torch.uint8), fps)
+    score = DynamicDegree(Loaded("fake", "flow", flow)).score_video(clip)
+    assert score.score == dynamic
+    assert (score.extras["kept_frames"], score.extras["needed_pairs"]) == (kept, needed)
+
+
+@pytest.mark.parametrize("frames", [3, 4, 7, 8])
+def test_smoothness_compares_odd_frames_with_what_is_between_even_ones(frames):
+    pixels = torch.arange(frames, dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 18, 20) * 10
+    pixels = pixels.clone()
+    pixels[1] += 6
+
+    def middle(first, last):
+        assert first.shape[-2:] == (32, 32)
+        return (first + last) / 2 + 0.9 / 255  # 0.9 levels, which the cut takes away
+
+    dimension = MotionSmoothness(Loaded("fake", "interpolation", middle), batch_size=2)
+    pairs = (frames - 1) // 2
+    score = dimension.score_video(TensorFrames(pixels))
+    assert score == VideoScore(pytest.approx((255 - 6 / pairs) / 255, abs=1e-9), frames)
+
+
+def test_flickering_is_the_mean_difference_of_neighbours():
+    pixels = torch.tensor([0, 51, 0, 0], dtype=torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8)
+    score = TemporalFlickering(batch_size=2).score_video(TensorFrames(pixels))
+    assert score.score == pytest.approx((255 - 34) / 255)
+
+
+@pytest.mark.parametrize(
+    "name", ["subject_consistency", "motion_smoothness", "temporal_flickering"]
+)
+def test_one_frame_is_too_short(standins, name):
+    clip = TensorFrames(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="frames or more"):
+        standins[0][name].score_video(clip)
+
+
+def test_the_input_image_is_asked_for(standins, clips):
+    with pytest.raises(ValueError, match="give a reference"):
+        standins[0]["i2v_subject"].score_video(clips["real"])
+
+
+def test_another_kind_of_backbone_is_refused():
+    with pytest.raises(ValueError, match="'features', not 'flow'"):
+        SubjectConsistency(Loaded("fake", "flow", abs))
+    with pytest.raises(ValueError, match="unknown; use one of i2v_subject"):
+        build("beauty")
+
+
+def test_batches_do_not_change_the_numbers(clips):
+    backbone = load("efficientnet-lite0")
+    found = [SubjectConsistency(backbone, batch_size=n).score_video(clips["real"]) for n in (1, 4)]
+    assert found[0].score == pytest.approx(found[1].score, abs=1e-6)
+
+
+def test_a_file_is_gone_through_frame_by_frame_and_again(clips, tmp_path):
+    video.write_video(tmp_path / "clip.mp4", clips["real"].pixels, 24)
+    frames = FileFrames(tmp_path / "clip.mp4")
+    whole, info = video.read_frames(tmp_path / "clip.mp4")
+    assert (frames.num_frames, frames.fps) == (len(whole), info.fps)
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(batches(frames, 4))), whole)
+    parts = list(windows(frames, 4))
+    assert [len(part) for part in parts] == [5, 5]
+    assert torch.equal(parts[1], whole[4:9])
+    assert torch.equal(torch.cat(list(windows(frames, 8, 2))), whole[::2])
+
+
+def scored(rank: int, scores: list[VideoScore], folder: str, results) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    dimension = SubjectConsistency(Loaded("fake", "features", abs))
+    for score in scores[rank::2]:
+        dimension.update(score)
+    results[rank] = dimension.compute().item()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_gather_to_what_one_finds(tmp_path):
+    scores = [VideoScore(0.1 * i, 5 + 3 * i) for i in range(5)]
+    with mp.Manager() as manager:
+        results = manager.dict()
+        mp.spawn(scored, (scores, str(tmp_path), results), nprocs=2)
+        gathered = dict(results)
+    alone = sum(s.score * (s.num_frames - 1) for s in scores) / sum(
+        s.num_frames - 1 for s in scores
+    )
+    assert gathered == {0: pytest.approx(alone, abs=1e-12), 1: pytest.approx(alone, abs=1e-12)}
+
+
+def test_no_video_is_no_score():
+    with pytest.warns(UserWarning, match="compute"), pytest.raises(ValueError, match="no video"):
+        TemporalFlickering().compute()
+
+
+def test_the_ledger_goes_on_where_it_stopped(clips, tmp_path):
+    jobs = [Job(tmp_path / f"{name}.mp4", prompt="a temple") for name in clips]
+    for job, clip in zip(jobs, clips.values(), strict=True):
+        video.write_video(job.video, clip.pixels, 8)
+    ledger = tmp_path / "dimensions.jsonl"
+    first = measure(TemporalFlickering(), jobs[:2], ledger)
+    dimension = TemporalFlickering()
+    dimension.score_video = counted = Counting(dimension.score_video)
+    rows = measure(dimension, jobs, ledger)
+    assert counted.calls == 1
+    assert rows[:2] == first
+    assert dimension.compute().item() == pytest.approx(sum(row.score for row in rows) / 3)
+    video.write_video(jobs[0].video, clips["shuffled"].pixels, 8)
+    assert measure(dimension, jobs, ledger)[0].score < first[0].score
+    assert counted.calls == 2
+
+
+class Counting:
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *arguments):
+        self.calls += 1
+        return self.function(*arguments)
