@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,10 +22,11 @@ FIXED = ("output", "save", "name", "paths", "chain")  # what no cell can change 
 
 @dataclass(frozen=True)
 class Ready:
-    """A job whose config is whole and checked."""
+    """A job whose config is whole and checked. saved: files that are wanted beside the video."""
 
     cfg: DictConfig
     media: tuple[str, ...]
+    saved: tuple[Path, ...]
 
     @property
     def output(self) -> Path:
@@ -42,7 +44,8 @@ def run_jobs(options: argparse.Namespace) -> None:
     from pusa.pipelines.parts import read_part
 
     jobs = read_part(options.part).of(_checked(options))
-    todo = [job for job in jobs if not _is_done(job, options.overwrite)]
+    weights: dict[str, dict[str, str]] = {}
+    todo = [job for job in jobs if options.overwrite or not _is_done(job, weights)]
     log.info("%d videos, %d of them are there already.", len(jobs), len(jobs) - len(todo))
     failed = _make(sorted(todo, key=Ready.loads))
     if failed:
@@ -55,7 +58,8 @@ def run_jobs(options: argparse.Namespace) -> None:
 
 def _checked(options: argparse.Namespace) -> list[Ready]:
     from pusa.pipelines.jobs import read_jobs
-    from pusa.pipelines.produce import plan
+    from pusa.pipelines.loras import parse_lora
+    from pusa.pipelines.produce import plan, saved_files
 
     bases: dict[tuple, DictConfig] = {}
     ready, bad = [], []
@@ -63,9 +67,15 @@ def _checked(options: argparse.Namespace) -> list[Ready]:
         try:
             cfg = _config(options, job.values, bases)
             cfg.output = str(Path(options.output) / f"{job.name}.mp4")
-            planned = plan(entry.build(cfg.model), cli_generate.describe(cfg))
-            ready.append(Ready(cfg, tuple(planned.media)))
-        except entry.USER_ERRORS as error:
+            what = cli_generate.describe(cfg)
+            planned = plan(entry.build(cfg.model), what)
+            for file in {parse_lora(text)[1] for text in what.lora}:
+                if not Path(file).exists():
+                    raise ValueError(f"{file}: no such LoRA; check the path.")
+            entry.build(cfg.sampler)
+            entry.build(cfg.memory)
+            ready.append(Ready(cfg, tuple(planned.media), tuple(saved_files(what))))
+        except (*entry.USER_ERRORS, entry.InstantiationException) as error:
             bad.append(f"{options.jobs}:{job.line}: {entry.explain(entry.root_cause(error))}")
     if bad:
         raise ValueError("\n  ".join([f"{len(bad)} jobs cannot be made:", *bad]))
@@ -91,14 +101,23 @@ def _config(
         node = OmegaConf.select(cfg, parent) if parent else cfg
         if column in FIXED or not isinstance(node, DictConfig) or leaf not in list(node.keys()):
             raise ValueError(f"column {column!r} is no key of configs/generate.yaml.")
-        OmegaConf.update(cfg, column, _typed(value))
+        OmegaConf.update(cfg, column, _typed(leaf, value))
     return cfg
 
 
-def _typed(value: Any) -> Any:
-    """A cell of a .csv as YAML would read it; its texts stay texts."""
+def _typed(key: str, value: Any) -> Any:
+    """A cell of a .csv as YAML would read it; texts stay texts, and prompts are never anything
+    else."""
+    from pusa.pipelines.loras import parse_strength
+
+    if key.endswith("prompt"):
+        return [str(v) for v in value] if isinstance(value, list) else str(value)
     if not isinstance(value, str):
         return value
+    if key == "strength":
+        return parse_strength(value)
+    if value in ("true", "false", "null") or value.startswith("["):
+        return json.loads(value)
     try:
         number = float(value)
     except ValueError:
@@ -106,15 +125,16 @@ def _typed(value: Any) -> Any:
     return int(number) if number.is_integer() and "." not in value else number
 
 
-def _is_done(job: Ready, overwrite: bool) -> bool:
-    """Whether the job's video is there, as it would be made now.
+def _is_done(job: Ready, weights: dict[str, dict[str, str]]) -> bool:
+    """Whether the job's video is there, as it would be made now, with all that is to be saved.
 
-    ValueError if it was made otherwise and overwrite does not say that it may go.
+    weights: digests of models and LoRAs by `Ready.loads`, each looked up once. ValueError if it was
+    made otherwise.
     """
     from pusa.data.hashing import file_digest
 
     sidecar = job.output.with_suffix(".json")
-    if overwrite or not sidecar.is_file() or not job.output.is_file():
+    if not sidecar.is_file() or not job.output.is_file():
         return False
     try:
         made = json.loads(sidecar.read_text())
@@ -122,15 +142,27 @@ def _is_done(job: Ready, overwrite: bool) -> bool:
     except (json.JSONDecodeError, KeyError, TypeError):
         return False
     changes = entry.differences(recipe, cli_generate.recipe_of(job.cfg))
-    changes += [
-        f"{file}: other contents" for file in job.media if inputs.get(file) != file_digest(file)
-    ]
+    if not changes:  # of other weights one knows already that they are others
+        if (key := job.loads()) not in weights:
+            weights[key] = _weights(job)
+        now = weights[key] | {file: file_digest(file) for file in job.media}
+        changes = [f"{file}: other contents" for file in now if inputs.get(file) != now[file]]
     if changes:
         raise ValueError(
             f"{job.output}: was made with other settings; choose another folder or name, or "
             "--overwrite:\n  " + "\n  ".join(changes)
         )
-    return sha == file_digest(job.output)
+    return sha == file_digest(job.output) and all(path.is_file() for path in job.saved)
+
+
+def _weights(job: Ready) -> dict[str, str]:
+    from pusa.pipelines.loras import place_loras
+    from pusa.pipelines.produce import weights_digests
+
+    model, what = entry.build(job.cfg.model), cli_generate.describe(job.cfg)
+    model.ensure_files()
+    loras = place_loras(what.lora, model.experts(), what.strength)
+    return weights_digests(model, [lora.adapter.source for lora in loras])
 
 
 def _make(todo: list[Ready]) -> list[str]:
@@ -149,9 +181,11 @@ def _make(todo: list[Ready]) -> list[str]:
                 loras = place_loras(what.lora, model.experts(), what.strength)
                 studio, loaded = Studio(model, loras, entry.build(job.cfg.memory)), job.loads()
             cli_generate.make(job.cfg, studio=studio)
-        except (ValueError, OSError, OmegaConfBaseException) as error:
+        except (ValueError, OSError, OmegaConfBaseException, torch.OutOfMemoryError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # a full disk is no fault of one job
+            if isinstance(error, torch.OutOfMemoryError):
+                studio = None  # what it left where
             failed.append(f"{job.output}: {entry.explain(error)}")
             log.warning("%s", failed[-1])
     return failed

@@ -6,9 +6,12 @@ import re
 import pytest
 import torch
 
+from pusa import entry
 from pusa.data import toy, video
 from pusa.pipelines.studio import Studio
-from tests.conftest import run_pusa
+from pusa.weights.lora import write_lora
+from tests.conftest import compose_config, run_pusa
+from tests.weights.conftest import make_adapter
 
 
 @pytest.fixture
@@ -129,6 +132,36 @@ def test_a_clip_of_any_length_has_latent_frames(root, media):
     assert any("short.mp4 frames 9..12" in line for line in sidecar["given"])
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("first0.png", ["--task", "i2v", "first0.png", "--save", "grid"]),
+        ("clip0.mp4", ["--task", "i2v", "clip0.mp4"]),
+        ("plan.json", []),
+    ],
+)
+def test_a_users_files_are_not_written_over(root, media, capsys, name, arguments):
+    (media / "plan.json").write_text("[[1], [0]]")
+    before = (media / name).read_bytes()
+    output = (media / name).with_suffix(".mp4")
+    arguments = [media / word if "." in word else word for word in arguments]
+    assert run_pusa("generate", "--prompt", "a", "-o", output, "--steps", 1, *arguments) == 1
+    assert f"{media / name}: the video" in capsys.readouterr().err
+    assert (media / name).read_bytes() == before
+
+
+def test_what_cannot_be_made_again_leaves_the_video_with_its_sidecar(root, monkeypatch):
+    generate(root, steps=1)
+    before = [(root / f"out.{suffix}").read_bytes() for suffix in ("mp4", "json")]
+
+    def fails(*arguments):
+        raise ValueError("not finite")
+
+    monkeypatch.setattr(Studio, "sample", fails)
+    assert run_pusa("generate", "--from", root / "out.json", "-o", root / "out.mp4") == 1
+    assert [(root / f"out.{suffix}").read_bytes() for suffix in ("mp4", "json")] == before
+
+
 @pytest.mark.parametrize("flags", [("--seed", 0), ("--model", "mochi_tiny")])
 def test_a_sidecar_is_made_again_as_it_was(root, capsys, flags):
     generate(root, steps=1)
@@ -151,6 +184,7 @@ def test_a_sidecar_is_made_again_as_it_was(root, capsys, flags):
         (["--num-frames", "16"], "num_frames=16 is not 4k+1; use 13 or 17"),
         (["--width", "33"], "width=33 is not a multiple of 8; use 32"),
         (["--fps", "0"], "fps must be above 0"),
+        (["--fps", "inf"], "fps must be above 0 and finite"),
         (["--crf", "99"], "crf"),
         (["--prompt", "b"], "add --chain"),
         (["--chain", "1", "--overlap", "6"], "--overlap 6 is not 4k+1"),
@@ -270,11 +304,58 @@ def test_jobs_that_were_made_otherwise_are_not_lost(root, capsys):
     assert (root / "made" / "a.mp4").read_bytes() != before
 
 
+def test_jobs_see_other_weights_and_make_what_else_is_to_be_saved(root, capsys):
+    lora = root / "lora.safetensors"
+    network = entry.build(compose_config("generate").model).build_backbone()
+    for seed in range(2):
+        write_lora(make_adapter(network, 2, 2.0, seed=seed), lora)
+        write_jobs(root / "jobs.jsonl", [{"name": "a", "prompt": "a", "lora": [str(lora)]}])
+        assert run_jobs(root, root / "jobs.jsonl") == seed
+        made = (root / "made" / "a.mp4").read_bytes()
+        if seed == 0:
+            assert run_jobs(root, root / "jobs.jsonl", "--save", "latents") == 0
+            assert (root / "made" / "a.safetensors").is_file()
+    assert f"{lora}: other contents" in capsys.readouterr().err
+    assert (root / "made" / "a.mp4").read_bytes() == made
+
+
+def test_cells_of_a_csv_are_what_yaml_would_make_of_them(root):
+    (root / "jobs.csv").write_text(
+        "name,prompt,strength,sampler.autocast,chain.multipliers\n"
+        'a,2024,"high=1.5,low=1.4",false,"[0.0, 0.5]"\n'
+    )
+    assert run_jobs(root, root / "jobs.csv") == 0
+    recipe = json.loads((root / "made" / "a.json").read_text())["recipe"]
+    assert recipe["prompt"] == "2024"
+    assert recipe["strength"] == {"high": 1.5, "low": 1.4}
+    assert recipe["sampler"]["autocast"] is False
+    assert recipe["chain"]["multipliers"] == [0.0, 0.5]
+
+
+def test_one_job_that_needs_too_much_memory_does_not_stop_the_others(root, monkeypatch, capsys):
+    sample, calls = Studio.sample, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("no room")
+        return sample(*arguments)
+
+    monkeypatch.setattr(Studio, "sample", full)
+    write_jobs(root / "jobs.jsonl", [{"name": name, "prompt": "a"} for name in "ab"])
+    assert run_jobs(root, root / "jobs.jsonl") == 1
+    assert "no room" in capsys.readouterr().err
+    assert [path.name for path in (root / "made").glob("*.mp4")] == ["b.mp4"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"prompt": "a"}\n{"prompt": "b", "at": ["99=x.png"]}\n', "jobs.jsonl:2: x.png: no such"),
         ('{"prompt": "a", "colour": "red"}\n', "column 'colour' is no key"),
+        ('{"prompt": "a", "sampler.num_steps": 0}\n', "num_steps must be at least 1"),
+        ('{"prompt": "a", "lora": ["absent.pt"]}\n', "jobs.jsonl:1: absent.pt: no such LoRA"),
+        ('{"prompt": "a", "crf": 99}\n', "crf=99"),
         ('{"seed": 1}\n', "jobs.jsonl:1: there is no prompt"),
         ('{"name": "a", "prompt": "a"}\n{"name": "a", "prompt": "b"}\n', "is the name of line 1"),
         ('{"name": "../a", "prompt": "a"}\n', "is no name for a file"),

@@ -42,6 +42,7 @@ __all__ = [
     "read_at",
     "read_fitted",
     "read_frames",
+    "require_quality",
     "to_signed",
     "to_uint8",
     "write_image",
@@ -168,6 +169,12 @@ def to_uint8(frames: Tensor) -> Tensor:
     return ((frames.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).transpose(-4, -3)
 
 
+def require_quality(crf: int) -> None:
+    """ValueError for what H.264 does not have."""
+    if not (isinstance(crf, int) and 0 <= crf <= 51):
+        raise ValueError(f"crf={crf!r} is not a quality of H.264; use 0 (best) to 51.")
+
+
 def write_video(
     path: str | Path, frames: Tensor | Iterable[Tensor], fps: float, crf: int = 12
 ) -> None:
@@ -178,8 +185,7 @@ def write_video(
     One encoder thread: the same frames give the same bytes, whole or in pieces. ValueError for
     other frames, no frames, odd sides (the colour planes are halved), another crf or fps <= 0.
     """
-    if not (isinstance(crf, int) and 0 <= crf <= 51):
-        raise ValueError(f"crf={crf!r} is not a quality of H.264; use 0 (best) to 51.")
+    require_quality(crf)
     if fps <= 0:
         raise ValueError(f"fps={fps} is not a rate; use more than 0 frames per second.")
     pictures = _pictures([frames] if isinstance(frames, Tensor) else frames, path)

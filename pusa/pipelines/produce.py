@@ -1,10 +1,12 @@
 """One video from one description, with a sidecar that makes it again bit for bit."""
 
+import json
 import logging
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from math import inf
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from pusa.pipelines.studio import Memory, Studio
 from pusa.pipelines.tasks import Given, Join, Task, parse_given
 
 log = logging.getLogger(__name__)
-SAVED = ("grid", "latents")
+SAVED = {"grid": ".png", "latents": ".safetensors"}
 GRID_COLUMNS = 8
 Bar = Callable[[Iterable], Iterable]
 
@@ -68,8 +70,9 @@ class Description:
             object.__setattr__(self, name, (value,) if alone else tuple(value or ()))
         if not self.prompt:
             raise ValueError("there is no prompt; an empty one is --prompt ''.")
-        if not self.fps > 0:
-            raise ValueError(f"fps must be above 0, got {self.fps}.")
+        if not 0 < self.fps < inf:
+            raise ValueError(f"fps must be above 0 and finite, got {self.fps}.")
+        video.require_quality(self.crf)
         for what in self.save:
             if what not in SAVED:
                 raise ValueError(f"--save {what}: unknown; use {' or '.join(SAVED)}.")
@@ -213,15 +216,17 @@ def produce(
     model.ensure_files()
     digests = input_digests(model, [lora.adapter.source for lora in loras], planned)
     _compare(digests, expected or digests)
+    sidecar = output.with_suffix(".json")
+    _refuse_to_lose([output, *saved_files(what)], sidecar, digests)
     log.info("%s", planned.text())
     if planned.placements and not loras:
         log.info(
             "no LoRA: a base that was not trained for it follows given frames poorly (--lora)."
         )
     studio = studio or Studio(model, loras, memory)
-    output.with_suffix(".json").unlink(missing_ok=True)  # never beside another video
     latents: list[Tensor] = []
     frames, pictures = _frames(planned, sampler, studio, latents, progress), []
+    frames = _then_gone(frames, sidecar)
     if "grid" in what.save:
         frames = _watched(frames, planned.num_frames(), pictures)
     video.write_video(output, frames, what.fps, what.crf)
@@ -231,15 +236,47 @@ def produce(
         named = {f"latents.{i}": value[0].contiguous() for i, value in enumerate(latents)}
         with replacing(output.with_suffix(".safetensors")) as partial:
             partial.write_bytes(save(named))
-    sidecar = {
+    told = {
         "recipe": dict(recipe),
         "inputs": digests,
         "given": [line.rstrip() for line in planned.text().splitlines()],
         "output": {"sha": file_digest(output), "frames": planned.num_frames()},
         "made_by": versions(),
     }
-    write_json(output.with_suffix(".json"), sidecar)
+    write_json(sidecar, told)
     return output
+
+
+def saved_files(what: Description) -> list[Path]:
+    """What `save` asks for, beside the video."""
+    return [Path(what.output).with_suffix(SAVED[name]) for name in what.save]
+
+
+def _refuse_to_lose(written: Sequence[Path], sidecar: Path, read: Iterable[str]) -> None:
+    """ValueError if a user's file would be written over: one that the video is made from, or a
+    .json that is no sidecar."""
+    for path in written:
+        if path.exists() and any(path.samefile(file) for file in read):
+            raise ValueError(f"{path}: the video is made from this file; choose another --output.")
+    if sidecar.exists() and not _is_sidecar(sidecar):
+        raise ValueError(
+            f"{sidecar}: the video's sidecar would be written over this file; choose another "
+            "--output."
+        )
+
+
+def _is_sidecar(path: Path) -> bool:
+    try:
+        return {"recipe", "made_by"} <= set(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        return False
+
+
+def _then_gone(frames: Iterator[Tensor], sidecar: Path) -> Iterator[Tensor]:
+    """The frames, and no sidecar once all are there: it is never beside another video, nor lost
+    with one that could not be made."""
+    yield from frames
+    sidecar.unlink(missing_ok=True)
 
 
 def _frames(
@@ -317,8 +354,14 @@ def _writable(output: str) -> Path:
 
 def input_digests(model: Model, loras: Sequence[str], planned: Plan) -> dict[str, str]:
     """Content hashes of the files that the video depends on, by path."""
-    digests = {name: _digest(name) for name in sorted({*loras, *planned.media})}
+    media = {name: _digest(name) for name in sorted(planned.media)}
+    return media | weights_digests(model, loras)
+
+
+def weights_digests(model: Model, loras: Sequence[str]) -> dict[str, str]:
+    """Those of a model and LoRAs alone, which many videos have in common."""
     paths = [*(model.weights_path(e) for e in model.experts()), model.vae, model.text_encoder]
+    digests = {name: _digest(name) for name in sorted(set(loras))}
     return digests | {path: fingerprint(path) for path in paths if path is not None}
 
 
