@@ -6,12 +6,11 @@ import re
 import pytest
 import torch
 
-from pusa import entry
 from pusa.data import toy, video
 from pusa.pipelines.studio import Studio
 from pusa.weights.lora import write_lora
-from tests.conftest import compose_config, run_pusa
-from tests.weights.conftest import make_adapter
+from tests.conftest import run_pusa
+from tests.weights.conftest import make_adapter, make_twin
 
 
 @pytest.fixture
@@ -188,6 +187,7 @@ def test_a_sidecar_is_made_again_as_it_was(root, capsys, flags):
         (["--crf", "99"], "crf"),
         (["--prompt", "b"], "add --chain"),
         (["--chain", "1", "--overlap", "6"], "--overlap 6 is not 4k+1"),
+        (["--task", "extension", "clip0.mp4", "--overlap", "17"], "all 17 frames are given"),
         (["--task", "extension", "clip0.mp4", "--overlap", "6"], "use 5 or 9"),
         (
             ["--task", "transition", "clip0.mp4", "first0.png", "--overlap", "5", "--chain", "1"],
@@ -306,7 +306,7 @@ def test_jobs_that_were_made_otherwise_are_not_lost(root, capsys):
 
 def test_jobs_see_other_weights_and_make_what_else_is_to_be_saved(root, capsys):
     lora = root / "lora.safetensors"
-    network = entry.build(compose_config("generate").model).build_backbone()
+    network = make_twin("wan_tiny")
     for seed in range(2):
         write_lora(make_adapter(network, 2, 2.0, seed=seed), lora)
         write_jobs(root / "jobs.jsonl", [{"name": "a", "prompt": "a", "lora": [str(lora)]}])

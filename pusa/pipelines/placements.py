@@ -40,8 +40,8 @@ def place(
     """The placements of rows with files.
 
     lengths: of each file, in frames at the video's rate; 1: a picture. encode_as: of pictures whose
-    row leaves it open. ValueError for a position
-    that does not exist, a clip that is too short, or a latent frame that is given twice.
+    row leaves it open. ValueError for a position that does not exist, a clip that is too short, or
+    a latent frame that is given twice.
     """
     placed: list[Placement] = []
     holders: dict[int, Given] = {}

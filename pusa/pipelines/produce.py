@@ -20,7 +20,7 @@ from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Request, Sampler
 from pusa.pipelines.loras import Strength, place_loras
 from pusa.pipelines.media import Medium, Shown, open_medium, read_given, shown
-from pusa.pipelines.placements import Placement, mapping, place
+from pusa.pipelines.placements import Placement, mapping, multipliers_of, place
 from pusa.pipelines.positions import Timing
 from pusa.pipelines.sequence import Chain, assemble
 from pusa.pipelines.studio import Memory, Studio
@@ -161,6 +161,11 @@ def plan(model: Model, what: Description) -> Plan:
     ]
     made = Plan(what, timing, shape, rows, media, tuple(placements))
     made.ends()
+    if what.task.join is not None and len(multipliers_of(placements)) == timing.num_latents:
+        raise ValueError(
+            f"task {what.task.name!r}: all {what.num_frames} frames are given by what is joined, "
+            "which leaves nothing new; raise --num-frames or lower --overlap."
+        )
     _check_chain(what, timing)
     return made
 
