@@ -83,8 +83,11 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--at", action="append", default=[], help=_AT_HELP)
     group.add_argument(
-        "--multipliers", metavar="M,M,...", type=_numbers, help="noise multipliers of the --task"
-    )
+        "--multipliers",
+        metavar="M,M,...",
+        type=cli_schedule.numbers,
+        help="noise multipliers of the --task",
+    )  # fmt: skip
     group.add_argument(
         "--encode-as", choices=("auto", "alone", "repeated", "context"),
         help="how images past the first frame are encoded, where --at does not say so",
@@ -154,16 +157,9 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def _add_upstream(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("the public Pusa code's flags, in latent frames")
     group.add_argument("--cond_position", metavar="K,K,...")
-    group.add_argument("--noise_multipliers", metavar="M,M,...", type=_numbers)
+    group.add_argument("--noise_multipliers", metavar="M,M,...", type=cli_schedule.numbers)
     group.add_argument("--image_paths", nargs="+", metavar="FILE")
     group.add_argument("--video_path", metavar="FILE")
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between") from None
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -35,12 +35,26 @@ def add_commands(commands) -> None:
         help="a condition as of `pusa generate`, with or without its file; may be repeated",
     )  # fmt: skip
     schedule.add_argument("--task", metavar="NAME", help="a task of configs/task")
+    schedule.add_argument(
+        "--multipliers", metavar="M,M,...", type=numbers, help="noise multipliers of the --task"
+    )
+    schedule.add_argument(
+        "--overlap", type=int, metavar="FRAMES", help="frames (4k+1) that a --task goes on from"
+    )
     schedule.add_argument("--sampler", metavar="NAME", help="one of configs/sampler")
     schedule.add_argument("--steps", type=int, help="sampling steps")
     schedule.add_argument("--num-frames", type=int, help="pixel frames; default: the model's")
     add_plan(schedule)
     schedule.add_argument("--output", "-o", metavar="FILE", help="draw it as a .png or .html, too")
     schedule.set_defaults(run=_schedule)
+
+
+def numbers(text: str) -> list[float]:
+    """`0.2,0.5`, as argparse reads it."""
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas between") from None
 
 
 def add_plan(parser: argparse._ActionsContainer) -> None:
@@ -63,6 +77,7 @@ def set_plan(cfg: DictConfig, path: str) -> None:
 
 def _schedule(options: argparse.Namespace) -> None:
     from pusa.cli import compose_config
+    from pusa.cli_generate import change_task
     from pusa.pipelines.placements import multipliers_of, place_unseen
     from pusa.pipelines.positions import Timing
     from pusa.pipelines.schedule import schedule_of
@@ -74,6 +89,7 @@ def _schedule(options: argparse.Namespace) -> None:
     cfg = compose_config("generate", [f"model={options.model}", *chosen, *options.overrides])
     if options.plan is not None:
         set_plan(cfg, options.plan)
+    change_task(cfg, options.overlap, options.multipliers, seam=None)
     if options.steps is not None:
         cfg.sampler.num_steps = options.steps
     model = entry.build(cfg.model)

@@ -25,7 +25,7 @@ class LatentSpec:
             legal = max(groups, 0) * self.temporal_stride + 1
             raise ValueError(
                 f"num_frames={num_frames} is not {self.temporal_stride}k+1; "
-                f"use {legal} or {legal + self.temporal_stride} (data.num_frames)."
+                f"use {legal} or {legal + self.temporal_stride} (num_frames)."
             )
         return groups + 1
 

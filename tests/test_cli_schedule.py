@@ -151,3 +151,16 @@ def test_misuse_is_named(root, capsys):
     assert "must be in [0, 1]" in refused(capsys, "schedule", "--at", "0:1.5")
     assert "outside a video" in refused(capsys, "schedule", "--at", "99")
     assert "17 or 21" in refused(capsys, "schedule", "--num-frames", "18")
+
+
+def test_a_tasks_rows_can_be_changed_as_for_generate(root, caplog):
+    caplog.set_level("INFO")
+    main(["schedule", "--task", "transition", "--overlap", "5", "--multipliers", "0.1,0.4"])
+    assert "given: latent frame 1 (pixel frames 1..4), noise multiplier 0.1" in caplog.text
+    assert "given: latent frame 4 (pixel frames 13..16), noise multiplier 0.4" in caplog.text
+
+
+def test_a_task_that_does_not_fit_says_what_would(root, capsys):
+    said = refused(capsys, "schedule", "--task", "transition")
+    assert "latent frame 2 of 5 is given twice" in said
+    assert "--overlap" in said

@@ -56,8 +56,9 @@ def place(
         for latent in placement.latents:
             if latent in holders:
                 raise ValueError(
-                    f"--at {row}: latent frame {latent} is given twice, {holders[latent]} has it, "
-                    "too; a latent frame holds one condition."
+                    f"--at {row}: latent frame {latent} of {timing.num_latents} is given twice, "
+                    f"{holders[latent]} has it, too. A latent frame holds one condition: move one, "
+                    "make clips shorter (--overlap) or the video longer (--num-frames)."
                 )
             holders[latent] = row
         placed.append(placement)

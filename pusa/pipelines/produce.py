@@ -290,7 +290,9 @@ def _frames(
     """The video's frames (t, 3, H, W) uint8; latents of each generation are put into `kept`."""
     what = planned.what
     size = what.height, what.width, what.fit
-    studio.texts([what.prompt_of(i) for i in range(what.chain.segments + 1)])
+    prompts = [what.prompt_of(i) for i in range(what.chain.segments + 1)]
+    negative = studio.model.negative_prompt if sampler.guidance_scale != 1 else None
+    studio.texts(prompts if negative is None else [*prompts, negative])  # all at one loading
 
     def generation(number: int, old: Tensor) -> Iterator[Tensor]:
         text = studio.texts([what.prompt_of(number)])[0]

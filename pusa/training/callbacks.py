@@ -127,6 +127,11 @@ class SampleGrid(L.Callback):
         self.every, self.num_clips = every, num_clips
         self._truths: Tensor | None = None
 
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """ValueError, before the first step, for a task that does not fit the model's videos."""
+        model = pl_module.model
+        place_unseen(self.task, Timing(model.spec, model.num_frames, model.fps))
+
     def on_train_batch_end(
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
