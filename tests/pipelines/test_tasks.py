@@ -104,7 +104,7 @@ def test_images_stand_for_the_latent_that_covers_them():
 @pytest.mark.parametrize(
     ("texts", "lengths", "message"),
     [
-        (("77=a", "80=b"), {}, r"--at 80=b:0.2: latent frame 20 of 21 is given twice, 77=a:0.2 has it"),
+        (("77=a", "80=b"), {}, "latent frame 20 of 21 is given twice, 77=a:0.2 has it"),
         (("81=a",), {}, r"--at 81=a:0.2: 81 is outside"),
         (("0=a:0.1,0.2",), {}, "2 noise multipliers for 1 latent frames"),
         (("2..4=c",), {"c": 9}, "hold no whole latent frame"),
