@@ -22,6 +22,12 @@ def file_digest(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def sha256(path: str | Path) -> str:
+    """Of a file's bytes, as model hubs list it."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 LARGE = 2**28  # bytes; larger weight files are known by samples of their content
 _SAMPLES, _SAMPLE = 256, 2**14
 _WEIGHT_FILES = (".json", ".safetensors", ".pth", ".pt", ".bin", ".model")

@@ -1,6 +1,5 @@
 """What a result was made with, kept as JSON beside it, and whether two results may be compared."""
 
-import hashlib
 import json
 import platform
 from collections.abc import Collection, Mapping, Sequence
@@ -155,12 +154,6 @@ def read_manifest(path: str | Path) -> Manifest:
         return Manifest(**(content | lists))
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a manifest of a run ({error}).") from error
-
-
-def sha256(path: str | Path) -> str:
-    """Of a file's bytes, as model hubs list it."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def installed(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

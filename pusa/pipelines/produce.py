@@ -216,7 +216,10 @@ def produce(
     studio: with the model and its LoRAs, if there is one already.
     """
     planned = plan(model, what)
-    loras = place_loras(what.lora, model.experts(), what.strength)
+    if studio is None:
+        loras = tuple(place_loras(what.lora, model.experts(), what.strength))
+    else:
+        loras = studio.loras
     output = _writable(what.output)
     model.ensure_files()
     digests = input_digests(model, [lora.adapter.source for lora in loras], planned)

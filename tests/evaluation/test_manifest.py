@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pusa.data.hashing import sha256
 from pusa.evaluation import manifest as module
 from pusa.evaluation.manifest import (
     LoraRecord,
@@ -15,7 +16,6 @@ from pusa.evaluation.manifest import (
     hardware,
     installed,
     read_manifest,
-    sha256,
     write_manifest,
 )
 from pusa.evaluation.naming import Backbone, title

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pusa.data.hashing import sha256
+
 log = logging.getLogger(__name__)
 
 Kind = Literal["features", "tracking", "interpolation", "flow", "aesthetic", "quality"]
@@ -218,8 +220,7 @@ def load(
 def digest(path: Path) -> str:
     """sha256 of a file; of a folder, of the names and sha256 of all files in it."""
     if path.is_file():
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return sha256(path)
     files = sorted(file for file in path.rglob("*") if file.is_file())
     lines = [f"{file.relative_to(path).as_posix()} {digest(file)}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
