@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from pusa.atomic import write_json
-from pusa.evaluation.naming import Backbone, Basis
+from pusa.evaluation.naming import BackboneRecord, Basis
 from pusa.evaluation.vbench_suite import NUM_SAMPLES, PUBLIC_KEY
 
 Resize = Literal["board", "modern"]
@@ -71,7 +71,7 @@ class Manifest:
     codec: str
     crf: int
     resize: Resize
-    backbones: Mapping[str, Backbone]
+    backbones: Mapping[str, BackboneRecord]
     missing: int
     versions: Mapping[str, str]
     hardware: str
@@ -149,7 +149,7 @@ def read_manifest(path: str | Path) -> Manifest:
         lists = {
             "seeds": tuple(content["seeds"]),
             "loras": tuple(LoraRecord(**lora) for lora in content["loras"]),
-            "backbones": {name: Backbone(**b) for name, b in content["backbones"].items()},
+            "backbones": {name: BackboneRecord(**b) for name, b in content["backbones"].items()},
         }
         return Manifest(**(content | lists))
     except (ValueError, TypeError, AttributeError) as error:

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pusa.evaluation.scoring import DIMENSIONS
+from pusa.evaluation.scoring import SCALES
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """The network behind a dimension. comparable: it is the benchmark's own, by its sha256."""
+class BackboneRecord:
+    """The network behind a score, on record. comparable: it is the benchmark's own, by its sha256."""
 
     id: str
     sha256: str
@@ -19,7 +19,7 @@ class Backbone:
 class Basis:
     """What a result stands on. public: on the published prompts; complete: on all their videos."""
 
-    backbones: Mapping[str, Backbone]
+    backbones: Mapping[str, BackboneRecord]
     public: bool
     complete: bool
 
@@ -27,14 +27,14 @@ class Basis:
     def stand_ins(self) -> tuple[str, ...]:
         """Dimensions whose backbone is not the benchmark's own, or is not named at all."""
         own = {name for name, backbone in self.backbones.items() if backbone.comparable}
-        return tuple(name for name in DIMENSIONS if name not in own)
+        return tuple(name for name in SCALES if name not in own)
 
 
 def title(basis: Basis) -> str:
     """The name of a result: "VBench-I2V" alone if all nine backbones are the benchmark's own and
     every video of its public suite was scored; else what sets it apart is part of the name."""
     if basis.stand_ins:
-        count = f"{len(basis.stand_ins)} of {len(DIMENSIONS)} backbones"
+        count = f"{len(basis.stand_ins)} of {len(SCALES)} backbones"
         name = f"stand-in, not VBench ({count} are not the benchmark's)"
     elif not basis.public:
         name = "VBench-I2V's measures on another suite"

@@ -15,7 +15,7 @@ from typing import Any
 from pusa.atomic import replacing
 from pusa.data.hashing import file_digest
 from pusa.evaluation.score import Row
-from pusa.evaluation.scoring import DIMENSIONS, KNOWN, VideoScore, dimension_score
+from pusa.evaluation.scoring import KNOWN, SCALES, VideoScore, dimension_score
 from pusa.evaluation.vbench_suite import Prompt, SuiteVideo, few
 
 NUM_FRAMES = "num_frames"  # the metric of a row that says how long its video is
@@ -220,7 +220,7 @@ def _check_mean(where: str, name: str, mean: float, scores: Sequence[VideoScore]
     fitting = [dimension_score(scores), plain] if name == "subject_consistency" else []
     fitting = fitting or [dimension_score(scores)]
     if not any(math.isclose(mean, own, abs_tol=ROUNDING) for own in fitting):
-        by_frames = name in DIMENSIONS and DIMENSIONS[name].by_frames
+        by_frames = name in SCALES and SCALES[name].by_frames
         remedy = (
             "it is over frames, so give num_frames of videos that differ in length"
             if by_frames

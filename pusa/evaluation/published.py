@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 
-from pusa.evaluation.scoring import DIMENSIONS
+from pusa.evaluation.scoring import SCALES
 
 SOURCE = "arXiv 2507.16116 v2"
 _TOTALS = {"total": "Total", "i2v": "I2V", "quality": "Quality"}
@@ -35,7 +35,7 @@ class Published:
 
     def fractions(self) -> dict[str, float]:
         """The printed dimensions as `scoring.totals` takes them."""
-        return {name: self.percent[name] / 100 for name in DIMENSIONS if name in self.percent}
+        return {name: self.percent[name] / 100 for name in SCALES if name in self.percent}
 
 
 @cache
@@ -48,7 +48,7 @@ def published() -> tuple[Published, ...]:
             entry["row"],
             {
                 name: float(entry[column])
-                for column, name in (_TOTALS | {name: name for name in DIMENSIONS}).items()
+                for column, name in (_TOTALS | {name: name for name in SCALES}).items()
                 if entry[column]
             },
             entry["note"],

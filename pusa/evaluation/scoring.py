@@ -17,8 +17,8 @@ NOT_PERCENT = 1.01  # a cosine may exceed 1 by rounding; a percentage that low i
 
 
 @dataclass(frozen=True)
-class Dimension:
-    """A dimension that counts. low, high: normalised to 0 and 1. weight: within its group.
+class Scale:
+    """How a dimension counts. low, high: normalised to 0 and 1. weight: within its group.
 
     by_frames: its mean is over all pairs of frames of all videos, so that longer ones weigh more.
     """
@@ -34,19 +34,19 @@ class Dimension:
         return (score - self.low) / (self.high - self.low)
 
 
-DIMENSIONS: Mapping[str, Dimension] = {
-    "i2v_subject": Dimension(0.1462, 1.0, 1.0, "I2V"),
-    "i2v_background": Dimension(0.2615, 1.0, 1.0, "I2V"),
-    "camera_motion": Dimension(0.0, 1.0, 0.1, "I2V"),
-    "subject_consistency": Dimension(0.1462, 1.0, 1.0, "Quality", by_frames=True),
-    "background_consistency": Dimension(0.2615, 1.0, 1.0, "Quality", by_frames=True),
-    "motion_smoothness": Dimension(0.7060, 0.9975, 1.0, "Quality"),
-    "dynamic_degree": Dimension(0.0, 1.0, 0.5, "Quality"),
-    "aesthetic_quality": Dimension(0.0, 1.0, 1.0, "Quality"),
-    "imaging_quality": Dimension(0.0, 1.0, 1.0, "Quality"),
+SCALES: Mapping[str, Scale] = {
+    "i2v_subject": Scale(0.1462, 1.0, 1.0, "I2V"),
+    "i2v_background": Scale(0.2615, 1.0, 1.0, "I2V"),
+    "camera_motion": Scale(0.0, 1.0, 0.1, "I2V"),
+    "subject_consistency": Scale(0.1462, 1.0, 1.0, "Quality", by_frames=True),
+    "background_consistency": Scale(0.2615, 1.0, 1.0, "Quality", by_frames=True),
+    "motion_smoothness": Scale(0.7060, 0.9975, 1.0, "Quality"),
+    "dynamic_degree": Scale(0.0, 1.0, 0.5, "Quality"),
+    "aesthetic_quality": Scale(0.0, 1.0, 1.0, "Quality"),
+    "imaging_quality": Scale(0.0, 1.0, 1.0, "Quality"),
 }
 FLICKERING = "temporal_flickering"  # measured by VBench, part of no total
-KNOWN = (*DIMENSIONS, FLICKERING)
+KNOWN = (*SCALES, FLICKERING)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def weights_of(scores: Sequence[VideoScore]) -> list[float]:
     for a length below 2.
     """
     name = scores[0].dimension
-    if name not in DIMENSIONS or not DIMENSIONS[name].by_frames:
+    if name not in SCALES or not SCALES[name].by_frames:
         return [1.0] * len(scores)
     lengths = [score.num_frames for score in scores]
     if not any(lengths):
@@ -116,7 +116,7 @@ def totals(scores: Mapping[str, float], camera: bool = True) -> dict[str, float]
     ignored. ValueError names dimensions that are missing or unknown, and scores that are not
     finite or look like percentages.
     """
-    wanted = [name for name in DIMENSIONS if camera or name != "camera_motion"]
+    wanted = [name for name in SCALES if camera or name != "camera_motion"]
     check_names(scores, wanted)
     if not camera and "camera_motion" in scores:
         raise ValueError("camera_motion was measured, so it counts; leave camera at True.")
@@ -126,7 +126,7 @@ def totals(scores: Mapping[str, float], camera: bool = True) -> dict[str, float]
     quantities = QUANTITIES if camera else ("Quality",)
     return {
         quantity: math.fsum(
-            share * DIMENSIONS[name].normalise(scores[name])
+            share * SCALES[name].normalise(scores[name])
             for name, share in _shares(quantity).items()
         )
         for quantity in quantities
@@ -144,7 +144,7 @@ def coefficients(quantity: str) -> dict[str, float]:
     if quantity not in QUANTITIES:
         raise ValueError(f"{quantity!r} is none of {', '.join((*QUANTITIES, *KNOWN))}.")
     return {
-        name: share / (DIMENSIONS[name].high - DIMENSIONS[name].low)
+        name: share / (SCALES[name].high - SCALES[name].low)
         for name, share in _shares(quantity).items()
     }
 
@@ -158,7 +158,7 @@ def check_names(found: Collection[str], wanted: Collection[str]) -> None:
     if faults:
         raise ValueError(
             f"dimensions of VBench-I2V, {'; '.join(faults)}. The totals need each of "
-            f"{', '.join(DIMENSIONS)}; a dimension that was not measured is not 0."
+            f"{', '.join(SCALES)}; a dimension that was not measured is not 0."
         )
 
 
@@ -166,5 +166,5 @@ def _shares(quantity: str) -> dict[str, float]:
     """Share of each normalised dimension in a total; they add up to 1."""
     if quantity == "Total":
         return {n: s / 2 for group in ("Quality", "I2V") for n, s in _shares(group).items()}
-    weights = {n: d.weight for n, d in DIMENSIONS.items() if d.group == quantity}
+    weights = {n: d.weight for n, d in SCALES.items() if d.group == quantity}
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}

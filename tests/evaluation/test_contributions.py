@@ -6,8 +6,8 @@ import pytest
 from pusa.evaluation.contributions import contributions, difference
 from pusa.evaluation.resampling import numpy_generator
 from pusa.evaluation.scoring import (
-    DIMENSIONS,
     QUANTITIES,
+    SCALES,
     VideoScore,
     coefficients,
     dimension_score,
@@ -27,7 +27,7 @@ def total(parts) -> float:
     return sum(stratum.parts.sum() for stratum in parts.strata)
 
 
-@pytest.mark.parametrize("quantity", [*QUANTITIES, *DIMENSIONS])
+@pytest.mark.parametrize("quantity", [*QUANTITIES, *SCALES])
 def test_the_parts_add_up_to_the_number(quantity: str):
     scores = run(0)
     parts = contributions(scores, quantity)

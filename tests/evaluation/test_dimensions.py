@@ -11,7 +11,7 @@ from pusa.data import video
 from pusa.evaluation.backbones.registry import Loaded, load
 from pusa.evaluation.metrics.camera_motion import MOVES, CameraMotion, asked_move, moves
 from pusa.evaluation.metrics.catalogue import DIMENSIONS, build, build_all
-from pusa.evaluation.metrics.dimension import VideoScore
+from pusa.evaluation.metrics.dimension import Reading
 from pusa.evaluation.metrics.dynamic_degree import DynamicDegree
 from pusa.evaluation.metrics.frames import FileFrames, TensorFrames, batches, windows
 from pusa.evaluation.metrics.ledger import Job, measure
@@ -203,7 +203,7 @@ def test_smoothness_compares_odd_frames_with_what_is_between_even_ones(frames):
     dimension = MotionSmoothness(Loaded("fake", "interpolation", middle), batch_size=2)
     pairs = (frames - 1) // 2
     score = dimension.score_video(TensorFrames(pixels))
-    assert score == VideoScore(pytest.approx((255 - 6 / pairs) / 255, abs=1e-9), frames)
+    assert score == Reading(pytest.approx((255 - 6 / pairs) / 255, abs=1e-9), frames)
 
 
 def test_flickering_is_the_mean_difference_of_neighbours():
@@ -252,7 +252,7 @@ def test_a_file_is_gone_through_frame_by_frame_and_again(clips, tmp_path):
     assert torch.equal(torch.cat(list(windows(frames, 8, 2))), whole[::2])
 
 
-def scored(rank: int, scores: list[VideoScore], folder: str, results) -> None:
+def scored(rank: int, scores: list[Reading], folder: str, results) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     dimension = SubjectConsistency(Loaded("fake", "features", abs))
     for score in scores[rank::2]:
@@ -263,7 +263,7 @@ def scored(rank: int, scores: list[VideoScore], folder: str, results) -> None:
 
 @pytest.mark.slow
 def test_two_processes_gather_to_what_one_finds(tmp_path):
-    scores = [VideoScore(0.1 * i, 5 + 3 * i) for i in range(5)]
+    scores = [Reading(0.1 * i, 5 + 3 * i) for i in range(5)]
     with mp.Manager() as manager:
         results = manager.dict()
         mp.spawn(scored, (scores, str(tmp_path), results), nprocs=2)

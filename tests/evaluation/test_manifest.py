@@ -18,11 +18,11 @@ from pusa.evaluation.manifest import (
     read_manifest,
     write_manifest,
 )
-from pusa.evaluation.naming import Backbone, title
-from pusa.evaluation.scoring import DIMENSIONS
+from pusa.evaluation.naming import BackboneRecord, title
+from pusa.evaluation.scoring import SCALES
 from pusa.evaluation.vbench_suite import PUBLIC_KEY
 
-OWN = {name: Backbone("own", "0" * 64, comparable=True) for name in DIMENSIONS}
+OWN = {name: BackboneRecord("own", "0" * 64, comparable=True) for name in SCALES}
 OURS = Manifest(
     suite="VBench-I2V 16-9", prompts=PUBLIC_KEY, prompt_rewriting="none", seeds=(0, 1, 2, 3, 4),
     model="wan2.1 14B", weights="abc", loras=(LoraRecord("a.safetensors", "1" * 64, 1.4, ""),),

@@ -4,12 +4,12 @@ import math
 
 import pytest
 
-from pusa.evaluation.naming import Backbone, Basis, file_stem, title
+from pusa.evaluation.naming import BackboneRecord, Basis, file_stem, title
 from pusa.evaluation.published import Published, find, published
 from pusa.evaluation.scoring import (
-    DIMENSIONS,
     FLICKERING,
     QUANTITIES,
+    SCALES,
     VideoScore,
     coefficients,
     dimension_score,
@@ -78,8 +78,8 @@ def test_a_model_without_text_has_no_total(name: str):
 )
 def test_the_worked_examples(name: str, normalised: tuple, expected: tuple):
     row = find("1", name)
-    order = (*[n for n, d in DIMENSIONS.items() if d.group == "Quality"], *list(DIMENSIONS)[:3])
-    found = [DIMENSIONS[n].normalise(score) for n in order for score in [row.fractions()[n]]]
+    order = (*[n for n, d in SCALES.items() if d.group == "Quality"], *list(SCALES)[:3])
+    found = [SCALES[n].normalise(score) for n in order for score in [row.fractions()[n]]]
     assert found == pytest.approx(normalised, abs=6e-7)
     assert list(recomputed(row).values()) == pytest.approx(expected, abs=6e-4)
 
@@ -94,7 +94,7 @@ def test_the_worked_examples(name: str, normalised: tuple, expected: tuple):
 )
 def test_doing_nothing_beats_or_ties_published_models(aesthetic, imaging, expected):
     """A still copy of the image: every similarity is 1, and one camera prompt of seven is kept."""
-    still = dict.fromkeys(DIMENSIONS, 1.0) | {
+    still = dict.fromkeys(SCALES, 1.0) | {
         "motion_smoothness": 0.9975, "dynamic_degree": 0.0, "camera_motion": 1 / 7,
         "aesthetic_quality": aesthetic, "imaging_quality": imaging,
     }  # fmt: skip
@@ -121,36 +121,36 @@ def test_what_a_point_of_each_dimension_is_worth():
 
 
 def test_nothing_is_clipped():
-    smooth = dict.fromkeys(DIMENSIONS, 0.9) | {"motion_smoothness": 0.9990}
+    smooth = dict.fromkeys(SCALES, 0.9) | {"motion_smoothness": 0.9990}
     edge = smooth | {"motion_smoothness": 0.9975}
     step = 0.0015 * coefficients("Quality")["motion_smoothness"]
     assert totals(smooth)["Quality"] - totals(edge)["Quality"] == pytest.approx(step)
 
 
 def test_flickering_is_known_and_counts_for_nothing():
-    scores = dict.fromkeys(DIMENSIONS, 0.5)
+    scores = dict.fromkeys(SCALES, 0.5)
     assert totals(scores | {FLICKERING: 0.97}) == totals(scores)
 
 
 def test_dimensions_that_are_missing_or_unknown_are_named():
-    scores = dict.fromkeys(DIMENSIONS, 0.5)
+    scores = dict.fromkeys(SCALES, 0.5)
     del scores["dynamic_degree"], scores["i2v_subject"]
     with pytest.raises(ValueError, match="unknown: color; missing: i2v_subject, dynamic_degree"):
         totals(scores | {"color": 1.0})
     with pytest.raises(ValueError, match=r"dynamic_degree=52\.6 is no fraction"):
-        totals(dict.fromkeys(DIMENSIONS, 0.5) | {"dynamic_degree": 52.6})
+        totals(dict.fromkeys(SCALES, 0.5) | {"dynamic_degree": 52.6})
     with pytest.raises(ValueError, match="imaging_quality=nan is no fraction"):
-        totals(dict.fromkeys(DIMENSIONS, 0.5) | {"imaging_quality": math.nan})
+        totals(dict.fromkeys(SCALES, 0.5) | {"imaging_quality": math.nan})
     with pytest.raises(ValueError, match="camera_motion was measured, so it counts"):
-        totals(dict.fromkeys(DIMENSIONS, 0.5), camera=False)
+        totals(dict.fromkeys(SCALES, 0.5), camera=False)
 
 
 def test_consistency_is_averaged_over_pairs_of_frames_and_the_rest_over_videos():
     def scores(name: str) -> list[VideoScore]:
         return [VideoScore(name, "a", 0, 0.5, 3), VideoScore(name, "b", 0, 0.9, 9)]
 
-    for name, dimension in DIMENSIONS.items():
-        expected = (2 * 0.5 + 8 * 0.9) / 10 if dimension.by_frames else 0.7
+    for name, scale in SCALES.items():
+        expected = (2 * 0.5 + 8 * 0.9) / 10 if scale.by_frames else 0.7
         assert dimension_score(scores(name)) == pytest.approx(expected)
     both = dimension_scores(scores("imaging_quality") + scores("subject_consistency"))
     assert both == pytest.approx({"subject_consistency": 0.82, "imaging_quality": 0.7})
@@ -168,7 +168,7 @@ def test_lengths_are_known_of_all_videos_or_of_none():
         dimension_scores([VideoScore("color", "a", 0, 1.0)])
 
 
-OWN = {name: Backbone("own", "0" * 64, comparable=True) for name in DIMENSIONS}
+OWN = {name: BackboneRecord("own", "0" * 64, comparable=True) for name in SCALES}
 
 
 def test_only_the_benchmarks_own_backbones_on_its_whole_suite_are_vbench():
@@ -176,12 +176,12 @@ def test_only_the_benchmarks_own_backbones_on_its_whole_suite_are_vbench():
     assert file_stem(Basis(OWN, public=True, complete=True)) == "vbench_i2v"
 
 
-@pytest.mark.parametrize("name", DIMENSIONS)
+@pytest.mark.parametrize("name", SCALES)
 @pytest.mark.parametrize("stand_in", [True, False])
 def test_one_other_backbone_makes_it_a_stand_in(name: str, stand_in: bool):
     others = {n: b for n, b in OWN.items() if n != name}
     if stand_in:
-        others[name] = Backbone("efficientnet-lite0", "1" * 64, comparable=False)
+        others[name] = BackboneRecord("efficientnet-lite0", "1" * 64, comparable=False)
     basis = Basis(others, public=True, complete=True)
     assert basis.stand_ins == (name,)
     assert title(basis) == "stand-in, not VBench (1 of 9 backbones are not the benchmark's)"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pusa.evaluation.presence import presence, require_complete
-from pusa.evaluation.scoring import DIMENSIONS, FLICKERING, KNOWN
+from pusa.evaluation.scoring import FLICKERING, KNOWN, SCALES
 from pusa.evaluation.vbench_suite import (
     folder_suite,
     is_public,
@@ -125,7 +125,7 @@ def test_the_public_list_has_its_published_counts():
     assert len(prompts) == 1118
     assert len({prompt.image_name for prompt in prompts}) == 355
     assert len(videos_of(prompts)) == 5590
-    counts = {name: len(videos_of(prompts, dimensions=[name])) for name in DIMENSIONS}
+    counts = {name: len(videos_of(prompts, dimensions=[name])) for name in SCALES}
     assert Counter(counts.values()) == {1230: 4, 545: 2, 1775: 2, 3815: 1}
     assert counts["camera_motion"] == 3815
     assert not is_public(prompts[1:])

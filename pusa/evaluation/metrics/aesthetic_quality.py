@@ -2,7 +2,7 @@
 
 import torch
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.frames import batches
 from pusa.evaluation.metrics.resize import centre_crop, shorter_side
 
@@ -14,10 +14,10 @@ class AestheticQuality(Dimension):
     kind = "aesthetic"
 
     @torch.inference_mode()
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         ratings = []
         for frames in batches(video, self.batch_size):
             small = shorter_side(self.ready(frames), 224, "bicubic")
             ratings += self.network(centre_crop(small, 224) / 255.0).tolist()
         self.require_frames(len(ratings), 1)
-        return VideoScore(sum(ratings) / len(ratings) / 10, len(ratings))
+        return Reading(sum(ratings) / len(ratings) / 10, len(ratings))

@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 
 GRID = 10
 EDGE = 5  # of 10 rows or columns: off the middle, as in the benchmark, so a zoom may be a pan, too
@@ -33,14 +33,14 @@ class CameraMotion(Dimension):
     kind = "tracking"
 
     @torch.inference_mode()
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         asked = asked_move(prompt)
         first, last = self.network(video, GRID)
         shorter = min(next(iter(video)).shape[-2:])
         # Whole pixels, cut off: the benchmark turns positions into integers first.
         seen = moves(first.long(), last.long(), shorter)
         extras = {"asked": asked, "seen": sorted(seen)}
-        return VideoScore(float(asked in seen), video.num_frames, extras)
+        return Reading(float(asked in seen), video.num_frames, extras)
 
 
 def asked_move(prompt: str) -> str:

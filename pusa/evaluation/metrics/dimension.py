@@ -16,8 +16,8 @@ from pusa.evaluation.metrics.resize import Resize
 
 
 @dataclass(frozen=True)
-class VideoScore:
-    """One dimension's word on one video.
+class Reading:
+    """One dimension's reading of one video.
 
     score: a fraction, 1 is best. num_frames: of the video. extras: what the score came from, in
     values that JSON knows.
@@ -66,16 +66,16 @@ class Dimension(Metric):
     @abstractmethod
     def score_video(
         self, video: Frames, reference: str | Path | None = None, prompt: str = ""
-    ) -> VideoScore:
+    ) -> Reading:
         """The score of one video. reference: the input image; prompt: the text it was made from.
 
         Dimensions ignore what they do not need. ValueError for a video that is too short or a
         missing reference; VideoError for a damaged file.
         """
 
-    def update(self, score: VideoScore) -> None:
-        weight = score.num_frames - 1 if self.by_frames else 1
-        self.total += score.score * weight
+    def update(self, reading: Reading) -> None:
+        weight = reading.num_frames - 1 if self.by_frames else 1
+        self.total += reading.score * weight
         self.weight += weight
 
     def compute(self) -> Tensor:

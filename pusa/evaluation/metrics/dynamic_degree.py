@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.frames import windows
 
 RATE = 8  # frames per second that are looked at, about
@@ -23,7 +23,7 @@ class DynamicDegree(Dimension):
     kind = "flow"
 
     @torch.inference_mode()
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         moving, kept, shorter = 0, 1, 0
         for frames in windows(video, self.batch_size, max(1, round(video.fps / RATE))):
             shorter = min(frames.shape[-2:])
@@ -34,7 +34,7 @@ class DynamicDegree(Dimension):
         # Of two frames none is needed; yet without any pair nothing moves.
         dynamic = kept > 1 and moving >= needed
         extras = {"moving_pairs": moving, "needed_pairs": needed, "kept_frames": kept}
-        return VideoScore(float(dynamic), video.num_frames, extras)
+        return Reading(float(dynamic), video.num_frames, extras)
 
     def _speeds(self, frames: Tensor) -> Tensor:
         """(t - 1,) pixels per pair of frames (t, 3, H, W) in 0 to 255, padding included."""

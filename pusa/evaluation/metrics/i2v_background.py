@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.resize import read_reference, to_size
 from pusa.evaluation.metrics.similarity import conformity, features_of, unit
 
@@ -13,13 +13,13 @@ class I2VBackground(Dimension):
     name = "i2v_background"
     kind = "features"
 
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         if reference is None:
             raise ValueError(f"{self.name} compares with the input image; give a reference.")
         image = unit(self.network(self.ready(read_reference(reference, 224, crop=None))))
         features = features_of(video, self._features, self.batch_size)
         self.require_frames(len(features), 2)
-        return VideoScore(conformity(features, image), len(features))
+        return Reading(conformity(features, image), len(features))
 
     def _features(self, frames: Tensor) -> Tensor:
         small = to_size(self.ready(frames), 224, 224, "bicubic", self.resize == "modern")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.frames import batches
 from pusa.evaluation.metrics.resize import to_size
 
@@ -20,12 +20,12 @@ class ImagingQuality(Dimension):
     kind = "quality"
 
     @torch.inference_mode()
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         qualities = []
         for frames in batches(video, self.batch_size):
             qualities += self.network(_limited(self.ready(frames)) / 255.0).tolist()
         self.require_frames(len(qualities), 1)
-        return VideoScore(sum(qualities) / len(qualities) / 100, len(qualities))
+        return Reading(sum(qualities) / len(qualities) / 100, len(qualities))
 
 
 def _limited(frames: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.frames import FileFrames
 from pusa.evaluation.score import append_rows, fingerprint, read_rows
 from pusa.evaluation.suite import Progress, silent
@@ -77,7 +77,7 @@ def measure(
             known[key] = _row(dimension, key, score)
             append_rows(path, [known[key]])
         row = known[key]
-        dimension.update(VideoScore(row.score, row.num_frames, row.extras))
+        dimension.update(Reading(row.score, row.num_frames, row.extras))
         rows.append(row)
     return rows
 
@@ -92,7 +92,7 @@ def _key(dimension: Dimension, job: Job) -> tuple:
     )  # fmt: skip
 
 
-def _row(dimension: Dimension, key: tuple, score: VideoScore) -> Measured:
+def _row(dimension: Dimension, key: tuple, score: Reading) -> Measured:
     name, video, prompt, mark, backbone, sha256, resize = key
     comparable = dimension.backbone is None or dimension.backbone.comparable
     return Measured(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.frames import windows
 
 MULTIPLE = 16
@@ -21,7 +21,7 @@ class MotionSmoothness(Dimension):
     kind = "interpolation"
 
     @torch.inference_mode()
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         differences: list[float] = []
         num_frames = 0
         for frames in windows(video, 2 * self.batch_size):  # even, so that each begins evenly
@@ -34,7 +34,7 @@ class MotionSmoothness(Dimension):
             difference = (middle.int() - odd.int()).abs().double()
             differences += difference.mean(dim=(1, 2, 3)).tolist()
         self.require_frames(num_frames, 3)
-        return VideoScore((255.0 - sum(differences) / len(differences)) / 255.0, num_frames)
+        return Reading((255.0 - sum(differences) / len(differences)) / 255.0, num_frames)
 
     def _between(self, first: Tensor, last: Tensor) -> Tensor:
         """uint8 (N, 3, H, W) between two times as many, on the CPU."""

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.resize import shorter_side
 from pusa.evaluation.metrics.similarity import consistency, features_of
 
@@ -14,10 +14,10 @@ class SubjectConsistency(Dimension):
     kind = "features"
     by_frames = True
 
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         features = features_of(video, self._features, self.batch_size)
         self.require_frames(len(features), 2)
-        return VideoScore(consistency(features), len(features))
+        return Reading(consistency(features), len(features))
 
     def _features(self, frames: Tensor) -> Tensor:
         return self.network(shorter_side(self.ready(frames), 224, "bilinear") / 255.0)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 from torch import Tensor
 
-from pusa.evaluation.metrics.dimension import Dimension, VideoScore
+from pusa.evaluation.metrics.dimension import Dimension, Reading
 from pusa.evaluation.metrics.frames import windows
 
 
@@ -15,14 +15,14 @@ class TemporalFlickering(Dimension):
     name = "temporal_flickering"
     kind = None
 
-    def score_video(self, video, reference=None, prompt="") -> VideoScore:
+    def score_video(self, video, reference=None, prompt="") -> Reading:
         differences = []
         for frames in windows(video, self.batch_size):
             pixels = _as_opencv(frames)
             differences += [np.mean(np.abs(b - a)) for a, b in pairwise(pixels)]
         self.require_frames(len(differences) + 1, 2)
         score = (255.0 - np.mean(np.array(differences)).item()) / 255.0
-        return VideoScore(score, len(differences) + 1)
+        return Reading(score, len(differences) + 1)
 
 
 def _as_opencv(frames: Tensor) -> np.ndarray:
