@@ -311,7 +311,7 @@ def _again(options: argparse.Namespace) -> None:
 
 def from_sidecar(path: str) -> tuple[DictConfig, dict[str, str]]:
     """A sidecar's config and the digests of its inputs. ValueError if it is none of ours."""
-    from pusa.pipelines.produce import versions
+    from pusa.pipelines.sidecar import versions
 
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such sidecar.")

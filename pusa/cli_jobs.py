@@ -132,32 +132,28 @@ def _is_done(job: Ready, weights: dict[str, dict[str, str]]) -> bool:
     made otherwise.
     """
     from pusa.data.hashing import file_digest
+    from pusa.pipelines.sidecar import read_made
 
-    sidecar = job.output.with_suffix(".json")
-    if not sidecar.is_file() or not job.output.is_file():
+    made = read_made(job.output)
+    if made is None:
         return False
-    try:
-        made = json.loads(sidecar.read_text())
-        recipe, inputs, sha = made["recipe"], made["inputs"], made["output"]["sha"]
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
-    changes = entry.differences(recipe, cli_generate.recipe_of(job.cfg))
+    changes = entry.differences(dict(made.recipe), cli_generate.recipe_of(job.cfg))
     if not changes:  # of other weights one knows already that they are others
         if (key := job.loads()) not in weights:
             weights[key] = _weights(job)
         now = weights[key] | {file: file_digest(file) for file in job.media}
-        changes = [f"{file}: other contents" for file in now if inputs.get(file) != now[file]]
+        changes = [f"{file}: other contents" for file in now if made.inputs.get(file) != now[file]]
     if changes:
         raise ValueError(
             f"{job.output}: was made with other settings; choose another folder or name, or "
             "--overwrite:\n  " + "\n  ".join(changes)
         )
-    return sha == file_digest(job.output) and all(path.is_file() for path in job.saved)
+    return made.whole and all(path.is_file() for path in job.saved)
 
 
 def _weights(job: Ready) -> dict[str, str]:
     from pusa.pipelines.loras import place_loras
-    from pusa.pipelines.produce import weights_digests
+    from pusa.pipelines.sidecar import weights_digests
 
     model, what = entry.build(job.cfg.model), cli_generate.describe(job.cfg)
     model.ensure_files()

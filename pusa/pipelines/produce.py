@@ -1,11 +1,8 @@
 """One video from one description, with a sidecar that makes it again bit for bit."""
 
-import json
 import logging
-import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.metadata import version
 from math import inf
 from pathlib import Path
 
@@ -13,9 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from pusa.atomic import replacing, write_json
+from pusa.atomic import replacing
 from pusa.data import video
-from pusa.data.hashing import file_digest, fingerprint
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Request, Sampler
 from pusa.pipelines.loras import Strength, place_loras
@@ -23,6 +19,7 @@ from pusa.pipelines.media import Medium, Shown, open_medium, read_given, shown
 from pusa.pipelines.placements import Placement, mapping, multipliers_of, place
 from pusa.pipelines.positions import Timing
 from pusa.pipelines.sequence import Chain, assemble
+from pusa.pipelines.sidecar import digest, is_sidecar, write_sidecar
 from pusa.pipelines.studio import Memory, Studio
 from pusa.pipelines.tasks import Given, Join, Task, parse_given
 
@@ -217,21 +214,18 @@ def produce(
     """
     planned = plan(model, what)
     if studio is None:
-        loras = tuple(place_loras(what.lora, model.experts(), what.strength))
-    else:
-        loras = studio.loras
+        studio = Studio(model, place_loras(what.lora, model.experts(), what.strength), memory)
     output = _writable(what.output)
     model.ensure_files()
-    digests = input_digests(model, [lora.adapter.source for lora in loras], planned)
+    digests = _input_digests(planned, studio)
     _compare(digests, expected or digests)
     sidecar = output.with_suffix(".json")
     _refuse_to_lose([output, *saved_files(what)], sidecar, digests)
     log.info("%s", planned.text())
-    if planned.placements and not loras:
+    if planned.placements and not studio.loras:
         log.info(
             "no LoRA: a base that was not trained for it follows given frames poorly (--lora)."
         )
-    studio = studio or Studio(model, loras, memory)
     latents: list[Tensor] = []
     frames, pictures = _frames(planned, sampler, studio, latents, progress), []
     frames = _then_gone(frames, sidecar)
@@ -244,14 +238,8 @@ def produce(
         named = {f"latents.{i}": value[0].contiguous() for i, value in enumerate(latents)}
         with replacing(output.with_suffix(".safetensors")) as partial:
             partial.write_bytes(save(named))
-    told = {
-        "recipe": dict(recipe),
-        "inputs": digests,
-        "given": [line.rstrip() for line in planned.text().splitlines()],
-        "output": {"sha": file_digest(output), "frames": planned.num_frames()},
-        "made_by": versions(),
-    }
-    write_json(sidecar, told)
+    given = [line.rstrip() for line in planned.text().splitlines()]
+    write_sidecar(output, recipe, digests, given, planned.num_frames())
     return output
 
 
@@ -266,18 +254,11 @@ def _refuse_to_lose(written: Sequence[Path], sidecar: Path, read: Iterable[str])
     for path in written:
         if path.exists() and any(path.samefile(file) for file in read):
             raise ValueError(f"{path}: the video is made from this file; choose another --output.")
-    if sidecar.exists() and not _is_sidecar(sidecar):
+    if sidecar.exists() and not is_sidecar(sidecar):
         raise ValueError(
             f"{sidecar}: the video's sidecar would be written over this file; choose another "
             "--output."
         )
-
-
-def _is_sidecar(path: Path) -> bool:
-    try:
-        return {"recipe", "made_by"} <= set(json.loads(path.read_text()))
-    except (ValueError, TypeError):
-        return False
 
 
 def _then_gone(frames: Iterator[Tensor], sidecar: Path) -> Iterator[Tensor]:
@@ -362,21 +343,9 @@ def _writable(output: str) -> Path:
     return path
 
 
-def input_digests(model: Model, loras: Sequence[str], planned: Plan) -> dict[str, str]:
+def _input_digests(planned: Plan, studio: Studio) -> dict[str, str]:
     """Content hashes of the files that the video depends on, by path."""
-    media = {name: _digest(name) for name in sorted(planned.media)}
-    return media | weights_digests(model, loras)
-
-
-def weights_digests(model: Model, loras: Sequence[str]) -> dict[str, str]:
-    """Those of a model and LoRAs alone, which many videos have in common."""
-    paths = [*(model.weights_path(e) for e in model.experts()), model.vae, model.text_encoder]
-    digests = {name: _digest(name) for name in sorted(set(loras))}
-    return digests | {path: fingerprint(path) for path in paths if path is not None}
-
-
-def _digest(path: str) -> str:
-    return fingerprint(path) if Path(path).is_dir() else file_digest(path)  # a PEFT LoRA's folder
+    return {name: digest(name) for name in sorted(planned.media)} | studio.weights_digests()
 
 
 def _compare(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
@@ -385,12 +354,3 @@ def _compare(found: Mapping[str, str], expected: Mapping[str, str]) -> None:
             raise ValueError(
                 f"{name} is not the file that the sidecar was made from (its hash differs)."
             )
-
-
-def versions() -> dict[str, str]:
-    """What bit-for-bit repetition depends on besides the inputs."""
-    return {
-        "pusa": version("pusa"), "torch": torch.__version__, "av": version("av"),
-        "python": platform.python_version(), "machine": platform.machine(),
-        "threads": str(torch.get_num_threads()),
-    }  # fmt: skip

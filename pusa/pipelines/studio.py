@@ -14,6 +14,7 @@ from pusa.models.tiling import Tiling
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Request, Sampler, condition, decode_pieces, sample_latents
 from pusa.pipelines.loras import PlacedLoRA
+from pusa.pipelines.sidecar import weights_digests
 from pusa.types import Text
 
 
@@ -45,6 +46,14 @@ class Studio:
         self._vae: VideoVAE | None = None
         self._experts = None
         self._texts: dict[str, Text] = {}
+        self._digests: dict[str, str] | None = None
+
+    def weights_digests(self) -> dict[str, str]:
+        """Content hashes of what it works with, by path; read once."""
+        if self._digests is None:
+            sources = [lora.adapter.source for lora in self.loras]
+            self._digests = weights_digests(self.model, sources)
+        return self._digests
 
     def texts(self, prompts: Sequence[str]) -> list[Text]:
         """Prompts, each as (1, L, text_dim) on the CPU."""
