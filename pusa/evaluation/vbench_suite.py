@@ -8,6 +8,8 @@ import csv
 import json
 import math
 import re
+import shlex
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pusa.data.hashing import content_key
+from pusa.evaluation.input_images import require_ratio
 from pusa.evaluation.scoring import KNOWN
 
 NUM_SAMPLES = 5  # videos of a prompt in VBench
@@ -28,6 +31,20 @@ CAMERA_MOVES = (
     "camera zooms in", "camera zooms out", "camera static",
 )  # fmt: skip
 WITHOUT_CAMERA = tuple(name for name in KNOWN if name != "camera_motion")
+# VBench's kinds of prompts and what the videos of each are scored in.
+KINDS = {
+    "subject": (
+        "i2v_subject", "subject_consistency", "motion_smoothness", "dynamic_degree",
+        "aesthetic_quality", "imaging_quality", "temporal_flickering",
+    ),
+    "background": (
+        "i2v_background", "background_consistency", "aesthetic_quality", "imaging_quality",
+        "temporal_flickering",
+    ),
+    "camera": ("camera_motion",),
+}  # fmt: skip
+# Bytes. File systems allow names of 255; what is left is for "-0.mp4" and temporary names.
+LONGEST_STEM = 200
 _KEYS = {"prompt_en", "dimension", "image_type", "image_name"}
 
 
@@ -97,27 +114,33 @@ def videos_of(
     ]
 
 
-def public_suite(info: str | Path, crop: str | Path, ratio: str) -> PromptSuite:
+def public_suite(
+    info: str | Path, crop: str | Path, ratio: str, num_samples: int = NUM_SAMPLES
+) -> PromptSuite:
     """VBench-I2V: its vbench2_i2v_full_info.json and its folder of cropped images.
 
     ratio: W-H, the folder below `crop`: one of RATIOS, or one that VBench's crop_to_diff_ratio.py
-    made (1 <= W/H <= 16/9). ValueError if the folder or an image is not there.
+    made (1 <= W/H <= 16/9); no other is taken in its place. ValueError if the folder or an image is
+    not there, is no image, or the folder holds another ratio. Called VBench-I2V if the list is.
     """
     prompts = read_info(info)
-    width, height = _ratio(ratio)
+    width, height = parse_ratio(ratio)
     if not 1 <= width / height <= 16 / 9:
-        raise ValueError(f"ratio {ratio}: VBench's images are cut from 1-1 to 16-9 and no wider.")
+        nearest = "1-1" if width < height else "16-9"
+        raise ValueError(
+            f"ratio {ratio}: VBench's images are cut from 1-1 to 16-9 and no narrower or wider. "
+            f"Choose such a size, or ratio={nearest}, of which the model is given the middle."
+        )
     folder = Path(crop) / ratio
     if not folder.is_dir():
-        there = sorted(p.name for p in Path(crop).glob("*-*") if p.is_dir())
-        raise ValueError(
-            f"{folder}: no such folder of images; {crop} has {', '.join(there) or 'none'}. Make it "
-            f"with VBench's crop_to_diff_ratio.py --target_ratio {ratio}."
-        )
-    suite = PromptSuite(f"VBench-I2V {ratio}", prompts, folder, NUM_SAMPLES)
-    missing = sorted({p.image_name for p in prompts if not suite.image(p).is_file()})
+        raise ValueError(_no_crop(Path(crop), ratio))
+    name = "VBench-I2V" if is_public(prompts) else f"another list ({Path(info).stem})"
+    suite = PromptSuite(f"{name} {ratio}", prompts, folder, num_samples)
+    names = sorted({p.image_name for p in prompts})
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise ValueError(f"{folder}: {few(missing, 'images')} missing; crop the images again.")
+    require_ratio([folder / name for name in names], width, height)
     return suite
 
 
@@ -129,12 +152,20 @@ def ratio_of(width: int, height: int) -> str:
     return f"{width // common}-{height // common}"
 
 
+def parse_ratio(text: str) -> tuple[int, int]:
+    """W and H of "W-H", as VBench's folders are called; ValueError for anything else."""
+    match = re.fullmatch(r"([1-9]\d*)-([1-9]\d*)", text)
+    if match is None:
+        raise ValueError(f"ratio {text!r} is not W-H, as {', '.join(RATIOS)}.")
+    return int(match[1]), int(match[2])
+
+
 def read_info(path: str | Path) -> tuple[Prompt, ...]:
     """Prompts of a file of the form of vbench2_i2v_full_info.json, in its order.
 
     ValueError, with the entry's number, for anything else: other keys, unknown dimensions, a prompt
-    that is no file name or is there twice (letter case aside: file systems may not tell), a camera
-    prompt without one of CAMERA_MOVES.
+    that is no file name or is there twice (letter case aside: file systems may not tell), an image
+    of another type than IMAGE_SUFFIXES, a camera prompt without one of CAMERA_MOVES.
     """
     path = Path(path)
     if not path.is_file():
@@ -157,14 +188,17 @@ def folder_suite(folder: str | Path, num_samples: int = NUM_SAMPLES) -> PromptSu
     """A suite of one's own: images with X.txt beside X.png, or a prompts.csv (image_name, text).
 
     Its videos are X-0.mp4, X-1.mp4, ..., as VBench's custom mode has them, and are scored in every
-    dimension; in camera_motion if X names one of CAMERA_MOVES, which VBench reads there.
-    ValueError for an image without a prompt, a prompt without an image, or neither.
+    dimension; in camera_motion if X names one of CAMERA_MOVES, which VBench reads there. Hidden
+    files are passed over. Names that look alike are alike (X is in Unicode's form NFC, whatever
+    macOS made of it). ValueError for an image without a prompt, a prompt without an image, neither,
+    or two images of one X.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder of images and prompts.")
     table = folder / "prompts.csv"
-    texts = _csv_texts(table) if table.is_file() else _txt_texts(folder)
+    files = _by_spelling(folder)
+    texts = _csv_texts(table, files) if table.is_file() else _txt_texts(folder, files)
     if not texts:
         raise ValueError(f"{folder}: no {', '.join(IMAGE_SUFFIXES)} there; a suite needs images.")
     prompts = tuple(_own_prompt(name, text) for name, text in texts.items())
@@ -172,7 +206,7 @@ def folder_suite(folder: str | Path, num_samples: int = NUM_SAMPLES) -> PromptSu
     if missing:
         raise ValueError(f"{table}: {few(missing, 'images')} missing in {folder}.")
     _check_stems(str(folder), prompts)
-    return PromptSuite(folder.name, prompts, folder, num_samples)
+    return PromptSuite(folder.resolve().name, prompts, folder, num_samples)
 
 
 def prompts_key(prompts: Sequence[Prompt]) -> str:
@@ -190,6 +224,12 @@ def is_public(prompts: Sequence[Prompt]) -> bool:
     return prompts_key(prompts) == PUBLIC_KEY
 
 
+def kind_of(prompt: Prompt) -> str | None:
+    """Its key of KINDS, by the dimensions of its videos; None if they are those of no kind."""
+    asked = set(prompt.dimensions)
+    return next((kind for kind, names in KINDS.items() if asked == set(names)), None)
+
+
 def few(names: Sequence[str], noun: str) -> str:
     """How many, and the first few of them, for messages."""
     shown = ", ".join(repr(name) for name in names[:FIRST_FEW])
@@ -197,11 +237,15 @@ def few(names: Sequence[str], noun: str) -> str:
     return f"{len(names)} {noun} ({shown}{rest})"
 
 
-def _ratio(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)-([1-9]\d*)", text)
-    if match is None:
-        raise ValueError(f"ratio {text!r} is not W-H, as {', '.join(RATIOS)}.")
-    return int(match[1]), int(match[2])
+def _no_crop(crop: Path, ratio: str) -> str:
+    folders = sorted(p.name for p in crop.glob("[1-9]*-[1-9]*") if p.is_dir())
+    there = f"{', '.join(folders)}, and none replaces another" if folders else "no ratio at all"
+    return (
+        f"{crop / ratio}: no such folder of images; {crop} has {there}. Make it in VBench's "
+        "checkout, after its download_data.sh, with: python "
+        f"vbench2_beta_i2v/crop_to_diff_ratio.py --target_ratio {ratio} "
+        f"--result_path {shlex.quote(str(crop.absolute()))}"
+    )
 
 
 def _entry(where: str, entry: Any) -> Prompt:
@@ -216,9 +260,14 @@ def _entry(where: str, entry: Any) -> Prompt:
             f"{where}: {', '.join(unknown)}: no dimension of VBench-I2V; there are "
             f"{', '.join(KNOWN)}."
         )
+    image_name, image_type = entry["image_name"], entry["image_type"]
+    if not isinstance(image_name, str) or Path(image_name).suffix.lower() not in IMAGE_SUFFIXES:
+        raise ValueError(f"{where}: {image_name!r} is no {', '.join(IMAGE_SUFFIXES)}.")
+    if not isinstance(text, str) or not isinstance(image_type, str):
+        raise ValueError(f"{where}: prompt_en and image_type must be texts.")
     if "camera_motion" in dimensions and not _names_move(text):
         raise ValueError(f"{where}: {text!r} names none of {', '.join(CAMERA_MOVES)}.")
-    return Prompt(text, text, entry["image_name"], entry["image_type"], tuple(dimensions))
+    return Prompt(text, text, image_name, image_type, tuple(dimensions))
 
 
 def _names_move(text: str) -> bool:
@@ -226,12 +275,29 @@ def _names_move(text: str) -> bool:
 
 
 def _own_prompt(image_name: str, text: str) -> Prompt:
-    stem = Path(image_name).stem
+    stem = _spelling(Path(image_name).stem)
     dimensions = KNOWN if _names_move(stem) else WITHOUT_CAMERA
     return Prompt(stem, text, image_name, "", dimensions)
 
 
-def _csv_texts(table: Path) -> dict[str, str]:
+def _spelling(name: str) -> str:
+    """One form of names that look alike: macOS may have taken accents and letters apart."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _by_spelling(folder: Path) -> dict[str, str]:
+    """Files' own names by their spelling. ValueError if two cannot be told apart by looking."""
+    names = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name[0] != ".")
+    counts = Counter(map(_spelling, names))
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{folder}: {few(twice, 'names')} are there twice, in two of Unicode's forms; keep one."
+        )
+    return {_spelling(name): name for name in names}
+
+
+def _csv_texts(table: Path, files: dict[str, str]) -> dict[str, str]:
     with table.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not {"image_name", "text"} <= set(reader.fieldnames or ()):
@@ -239,6 +305,7 @@ def _csv_texts(table: Path) -> dict[str, str]:
         texts: dict[str, str] = {}
         for row in reader:
             name, text = row["image_name"] or "", (row["text"] or "").strip()
+            name = files.get(_spelling(name), name)
             where = f"{table}:{reader.line_num}"
             if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
                 raise ValueError(f"{where}: {name!r} is no {', '.join(IMAGE_SUFFIXES)}.")
@@ -249,29 +316,32 @@ def _csv_texts(table: Path) -> dict[str, str]:
     return texts
 
 
-def _txt_texts(folder: Path) -> dict[str, str]:
-    images = [p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES]
-    stems = {image.stem for image in images}
-    alone = [p.name for p in sorted(folder.glob("*.txt")) if p.stem not in stems]
+def _txt_texts(folder: Path, files: dict[str, str]) -> dict[str, str]:
+    images = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+    beside = {name: f"{Path(name).stem}.txt" for name in images}
+    alone = sorted({n for n in files if n.endswith(".txt")} - set(beside.values()))
     if alone:
         raise ValueError(f"{folder}: {few(alone, 'prompts')} without an image of that name.")
     texts = {}
-    for image in images:
-        path = image.with_suffix(".txt")
-        text = path.read_text("utf-8").strip() if path.is_file() else ""
+    for image, path in beside.items():
+        text = (folder / files[path]).read_text("utf-8").strip() if path in files else ""
         if not text:
-            raise ValueError(f"{image}: no prompt; write it into {path.name} or a prompts.csv.")
-        texts[image.name] = text
+            raise ValueError(f"{folder / image}: no prompt; write it into {path} or a prompts.csv.")
+        texts[files[image]] = text
     return texts
 
 
 def _check_stems(where: str, prompts: Sequence[Prompt]) -> None:
     """Every stem is a file name, and no two are one file where letter case does not count."""
-    for prompt in prompts:
-        stem = prompt.stem
-        if not isinstance(stem, str) or not stem.strip() or "/" in stem or "\0" in stem:
+    for stem in (prompt.stem for prompt in prompts):
+        if not stem.strip() or stem[0] == "." or "/" in stem or "\0" in stem:
             raise ValueError(
                 f"{where}: {stem!r} cannot name a file; VBench's videos are {{it}}-0.mp4."
+            )
+        if len(stem.encode()) > LONGEST_STEM:
+            raise ValueError(
+                f"{where}: {stem!r} has {len(stem.encode())} bytes, too long for the names of its "
+                f"videos; use at most {LONGEST_STEM}."
             )
     counts = Counter(prompt.stem.casefold() for prompt in prompts)
     twice = sorted({p.stem for p in prompts if counts[p.stem.casefold()] > 1})

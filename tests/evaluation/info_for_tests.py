@@ -13,7 +13,7 @@ BACKGROUND = [
 ]  # fmt: skip
 
 
-def entry(text: str, dimensions: list[str], image: str) -> dict:
+def entry(text: str, dimensions: list[str], image: object) -> dict:
     return {
         "prompt_en": text, "dimension": dimensions, "image_type": "other", "image_name": image
     }  # fmt: skip

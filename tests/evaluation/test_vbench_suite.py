@@ -5,12 +5,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from pusa.evaluation.presence import presence, require_complete
 from pusa.evaluation.scoring import FLICKERING, KNOWN, SCALES
 from pusa.evaluation.vbench_suite import (
     folder_suite,
     is_public,
+    kind_of,
     prompts_key,
     public_suite,
     ratio_of,
@@ -27,11 +29,10 @@ def info(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def crop(tmp_path: Path) -> Path:
-    for name in ("dunes.jpg", "goat.jpg"):
-        for ratio in ("16-9", "26-15", "3-1"):
-            path = tmp_path / "crop" / ratio / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
+    for ratio, size in {"16-9": (32, 18), "26-15": (52, 30), "3-1": (3, 1)}.items():
+        (tmp_path / "crop" / ratio).mkdir(parents=True)
+        for name in ("dunes.jpg", "goat.jpg"):
+            Image.new("RGB", size).save(tmp_path / "crop" / ratio / name)
     return tmp_path / "crop"
 
 
@@ -49,6 +50,7 @@ def test_names_are_the_prompt_and_a_number_and_nothing_is_replaced(info: Path, c
     assert names[:2] == ["a red kite over dunes-0.mp4", "a red kite over dunes-1.mp4"]
     assert names[-1] == "a goat chews, slowly-4.mp4"
     assert suite.image(suite.prompts[3]) == crop / "16-9" / "goat.jpg"
+    assert suite.name == "another list (info) 16-9"
     assert {video.index for video in suite.videos()} == {0, 1, 2, 3}
 
 
@@ -68,15 +70,34 @@ def test_folders_of_other_ratios_are_taken_as_they_are_called(info: Path, crop: 
     assert public_suite(info, crop, "26-15").images == crop / "26-15"
     assert ratio_of(832, 480) == "26-15"
     assert [ratio_of(*size) for size in ((1280, 720), (512, 512))] == ["16-9", "1-1"]
-    with pytest.raises(ValueError, match=r"8-5: no such folder of images; .* has 16-9, 26-15, 3-1"):
+    with pytest.raises(
+        ValueError,
+        match=r"8-5: no such folder of images; .* has 16-9, 26-15, 3-1, and none replaces another"
+        r".*crop_to_diff_ratio\.py --target_ratio 8-5 --result_path /.*/crop$",
+    ):
         public_suite(info, crop, "8-5")
+    with pytest.raises(ValueError, match=r"none has no ratio at all\. .* after its download_data"):
+        public_suite(info, crop.parent / "none", "16-9")
     with pytest.raises(ValueError, match="ratio '16:9' is not W-H, as 1-1, 8-5, 7-4, 16-9"):
         public_suite(info, crop, "16:9")
-    with pytest.raises(ValueError, match="ratio 3-1: VBench's images are cut from 1-1 to 16-9"):
-        public_suite(info, crop, "3-1")
+    for ratio, nearest in (("3-1", "16-9"), ("20-11", "16-9"), ("3-4", "1-1")):
+        with pytest.raises(ValueError, match=f"ratio {ratio}: .* 1-1 to 16-9 .*ratio={nearest},"):
+            public_suite(info, crop, ratio)
+
+
+def test_crops_that_are_no_images_or_of_another_ratio_are_refused(info: Path, crop: Path):
     (crop / "16-9" / "goat.jpg").unlink()
     with pytest.raises(ValueError, match=r"16-9: 1 images \('goat.jpg'\) missing"):
         public_suite(info, crop, "16-9")
+    (crop / "16-9" / "goat.jpg").write_text("<html>quota exceeded</html>")
+    with pytest.raises(ValueError, match=r"goat\.jpg: no JPEG or PNG .*download may have failed"):
+        public_suite(info, crop, "16-9")
+    Image.new("RGB", (32, 18)).save(crop / "16-9" / "goat.jpg", format="GIF")
+    with pytest.raises(ValueError, match=r"goat\.jpg: no JPEG or PNG"):
+        public_suite(info, crop, "16-9")
+    (crop / "26-15").rename(crop / "7-4")
+    with pytest.raises(ValueError, match=r"2 of 2 images are not 7-4, such as 'dunes.jpg' \(52x30"):
+        public_suite(info, crop, "7-4")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +109,12 @@ def test_folders_of_other_ratios_are_taken_as_they_are_called(info: Path, crop: 
         ([entry("a", [], "a.jpg")], "entry 0: dimension must be a list"),
         ([entry("a", ["color"], "a.jpg")], "entry 0: color: no dimension of VBench-I2V"),
         ([entry("a", ["camera_motion"], "a.jpg")], "entry 0: 'a' names none of camera pans left"),
+        ([entry("a", SUBJECT, "a.webp")], "entry 0: 'a.webp' is no .jpg, .jpeg, .png"),
+        ([entry("a", SUBJECT, 3)], "entry 0: 3 is no .jpg"),
+        ([entry("a", SUBJECT, "a.jpg") | {"image_type": None}], "image_type must be texts"),
         ([entry("a/b", SUBJECT, "a.jpg")], "'a/b' cannot name a file"),
+        ([entry(".a", SUBJECT, "a.jpg")], "'.a' cannot name a file"),
+        ([entry("ä" * 101, SUBJECT, "a.jpg")], "has 202 bytes, too long .* at most 200"),
         ([entry(" ", SUBJECT, "a.jpg")], "' ' cannot name a file"),
         (
             [entry("a dog", SUBJECT, "a.jpg"), entry("A dog", SUBJECT, "a.jpg")],
@@ -218,6 +244,30 @@ def test_a_suite_of_ones_own_out_of_a_table(tmp_path: Path):
 def test_a_folder_that_is_no_suite_is_refused(tmp_path: Path, files: dict, message: str):
     with pytest.raises(ValueError, match=message):
         folder_suite(own(tmp_path / "s", files))
+
+
+def test_names_that_look_alike_are_alike(tmp_path: Path):
+    """macOS takes é apart into e and an accent; a table typed elsewhere does not."""
+    apart, whole = "cafe\u0301", "caf\u00e9"
+    folder = own(tmp_path / "s", {f"{apart}.png": "", f"{whole}.txt": "a cup", "._x.png": "junk"})
+    for suite in (folder_suite(folder), folder_suite(_with_table(folder, f"{whole}.png,a cup"))):
+        assert [(p.stem, p.text) for p in suite.prompts] == [(whole, "a cup")]
+        assert suite.image(suite.prompts[0]).is_file()
+    (folder / f"{whole}.png").touch()
+    with pytest.raises(ValueError, match=r"1 names .* are there twice, in two of Unicode's forms"):
+        folder_suite(folder)
+
+
+def _with_table(folder: Path, row: str) -> Path:
+    (folder / "prompts.csv").write_text(f"image_name,text\n{row}\n", "utf-8")
+    return folder
+
+
+def test_kinds_go_by_what_the_videos_are_scored_in(info: Path, tmp_path: Path):
+    kinds = [kind_of(prompt) for prompt in read_info(info)]
+    assert kinds == ["background", "camera", "camera", "subject"]
+    folder = own(tmp_path / "s", {"a.png": "", "a.txt": "a"})
+    assert kind_of(folder_suite(folder).prompts[0]) is None
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path):
