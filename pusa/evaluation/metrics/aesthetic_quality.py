@@ -18,6 +18,6 @@ class AestheticQuality(Dimension):
         ratings = []
         for frames in batches(video, self.batch_size):
             small = shorter_side(self.ready(frames), 224, "bicubic")
-            ratings += self.network(centre_crop(small, 224) / 255.0).tolist()
+            ratings += self.ask(centre_crop(small, 224) / 255.0).tolist()
         self.require_frames(len(ratings), 1)
         return Reading(sum(ratings) / len(ratings) / 10, len(ratings))

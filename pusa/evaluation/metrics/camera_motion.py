@@ -35,7 +35,7 @@ class CameraMotion(Dimension):
     @torch.inference_mode()
     def score_video(self, video, reference=None, prompt="") -> Reading:
         asked = asked_move(prompt)
-        first, last = self.network(video, GRID)
+        first, last = self.ask(video, GRID)
         shorter = min(next(iter(video)).shape[-2:])
         # Whole pixels, cut off: the benchmark turns positions into integers first.
         seen = moves(first.long(), last.long(), shorter)

@@ -84,10 +84,18 @@ class Dimension(Metric):
             raise ValueError(f"{self.name}: no video was scored; call update for each one first.")
         return self.total / self.weight
 
-    @property
-    def network(self) -> Any:
+    def ask(self, *inputs: Any) -> Any:
+        """The network's answer, a tensor or several. ValueError if a number of it is not finite:
+        compared with a threshold or cut off to whole levels, it would pass for a score."""
         assert self.backbone is not None
-        return self.backbone.network
+        answer = self.backbone.network(*inputs)
+        for part in [answer] if isinstance(answer, Tensor) else answer:
+            if not part.isfinite().all():
+                raise ValueError(
+                    f"{self.name}: the backbone {self.backbone.id} answers with NaN or infinity; "
+                    "check its file, its precision and its device."
+                )
+        return answer
 
     def ready(self, pixels: Tensor) -> Tensor:
         """Pixels where the network is."""

@@ -42,5 +42,5 @@ class DynamicDegree(Dimension):
         top, left = -height % MULTIPLE // 2, -width % MULTIPLE // 2
         padding = (left, -width % MULTIPLE - left, top, -height % MULTIPLE - top)
         padded = F.pad(frames, padding, mode="replicate")
-        speed = self.network(padded[:-1], padded[1:]).square().sum(dim=1).sqrt().flatten(1)
+        speed = self.ask(padded[:-1], padded[1:]).square().sum(dim=1).sqrt().flatten(1)
         return speed.topk(int(speed.shape[1] * FASTEST)).values.double().mean(dim=1)

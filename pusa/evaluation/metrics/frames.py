@@ -1,4 +1,4 @@
-"""The frames of a video, one after the other, so that no clip is held whole. Scores nothing."""
+"""The frames of a video, one after the other, of a file or in memory. Scores nothing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +12,11 @@ from torch import Tensor
 from pusa.data import readers
 from pusa.data.media import as_media
 from pusa.data.packets import scan
+from pusa.data.video import read_frames
+
+# Of a clip that is held while all dimensions look at it: 81 frames of 1920x1080 take half of this,
+# and every process of a node can have as much beside its networks.
+HELD_BYTES = 2**30
 
 
 class Frames(Protocol):
@@ -52,6 +57,16 @@ class TensorFrames:
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.pixels)
+
+
+def open_frames(path: str | Path, held_bytes: int = HELD_BYTES) -> Frames:
+    """A file's frames, decoded once and held if they take up to `held_bytes`, else decoded in each
+    pass. VideoError for an unreadable file."""
+    streamed = FileFrames(path)
+    if next(iter(streamed)).numel() * streamed.num_frames > held_bytes:
+        return streamed
+    pixels, _ = read_frames(streamed.media)
+    return TensorFrames(pixels, streamed.fps)
 
 
 def batches(video: Frames, size: int) -> Iterator[Tensor]:

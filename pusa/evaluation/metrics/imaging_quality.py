@@ -23,7 +23,7 @@ class ImagingQuality(Dimension):
     def score_video(self, video, reference=None, prompt="") -> Reading:
         qualities = []
         for frames in batches(video, self.batch_size):
-            qualities += self.network(_limited(self.ready(frames)) / 255.0).tolist()
+            qualities += self.ask(_limited(self.ready(frames)) / 255.0).tolist()
         self.require_frames(len(qualities), 1)
         return Reading(sum(qualities) / len(qualities) / 100, len(qualities))
 

@@ -23,9 +23,9 @@ class MotionSmoothness(Dimension):
     @torch.inference_mode()
     def score_video(self, video, reference=None, prompt="") -> Reading:
         differences: list[float] = []
-        num_frames = 0
+        num_frames = 1
         for frames in windows(video, 2 * self.batch_size):  # even, so that each begins evenly
-            num_frames += len(frames) - (num_frames > 0)
+            num_frames += len(frames) - 1  # the first is the last of the window before
             pairs = (len(frames) - 1) // 2
             if pairs == 0:
                 continue
@@ -44,5 +44,5 @@ class MotionSmoothness(Dimension):
         first, last = (
             F.pad(self.ready(frames) / 255.0, padding, mode="replicate") for frames in (first, last)
         )
-        middle = self.network(first, last)[..., top : top + height, left : left + width]
+        middle = self.ask(first, last)[..., top : top + height, left : left + width]
         return (middle * 255.0).clamp(0, 255).to(torch.uint8).cpu()
