@@ -7,7 +7,7 @@ Names and prompts hold what HTML, LaTeX and CSV must escape.
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -89,13 +89,14 @@ def manifest(system: str) -> Manifest:
     own = {name: BackboneRecord(f"vbench {name}", "0" * 64, True) for name in SCALES}
     standin = {STAND_IN: BackboneRecord("flow <small>", "1" * 64, False)}
     loras = (LoraRecord("a&b.safetensors", "2" * 64, 1.4, ""),) if system == CONTENDER else ()
-    return Manifest(
-        suite="VBench-I2V 16-9", prompts=PUBLIC_KEY, prompt_rewriting="none", seeds=(0, 1),
-        model="wan_tiny", weights="3" * 64, loras=loras, sampler="euler", num_steps=10,
-        guidance_scale=5.0, shift=5.0, dtype="float32", height=SIZE, width=SIZE,
-        num_frames=NUM_FRAMES, fps=FPS, codec="h264", crf=12, resize="board",
-        backbones=own | standin, missing=0, versions={"torch": "2"}, hardware="CPU",
-    )  # fmt: skip
+    known = {
+        "suite": "VBench-I2V 16-9", "prompts": PUBLIC_KEY, "seeds": (0, 1), "model": "wan_tiny",
+        "loras": loras, "num_steps": 10, "guidance_scale": 5.0, "shift": 5.0, "height": SIZE,
+        "width": SIZE, "num_frames": NUM_FRAMES, "fps": FPS, "crf": 12, "resize": "board",
+        "backbones": own | standin, "missing": 0, "versions": {"torch": "2"},
+    }  # fmt: skip
+    words = {field.name: f"the {field.name} & <its name>" for field in fields(Manifest)}
+    return Manifest(**(words | known))
 
 
 def single(result: Result) -> Result:
