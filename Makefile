@@ -38,8 +38,8 @@ $(INSTALLED): pyproject.toml constraints.txt standins.txt
 demo: install ## Train the tiny replica's LoRA, evaluate it, say where the page is
 	$(RUN) train.py experiment=tiny_vta
 	$(RUN) evaluate.py experiment=tiny_vta
-	@page=$$(find outputs -name report.html -exec ls -t {} + | head -n 1); \
-	  test -n "$$page" || { echo "evaluate.py wrote no report.html below outputs/" >&2; exit 1; }; \
+	@page=$$(find outputs -name toy_suite.html -exec ls -t {} + | head -n 1); \
+	  test -n "$$page" || { echo "evaluate.py wrote no toy_suite.html below outputs/" >&2; exit 1; }; \
 	  echo "The page: $$page"
 
 test: install ## Run the tests in JOBS processes, with coverage

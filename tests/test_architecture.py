@@ -211,7 +211,7 @@ OFFENDERS = [
     (upward_imports, "pusa/data/__init__.py", "from ..models import base"),
     (upward_imports, "pusa/metrics/flicker.py", "from pusa.types import LatentSpec"),
     (upward_imports, "pusa/pipelines/build.py", "import pusa.training.module as module"),
-    (upward_imports, "pusa/training/module.py", "from pusa.evaluation import report"),
+    (upward_imports, "pusa/training/module.py", "from pusa.evaluation import replica"),
     (upward_imports, "pusa/training/module.py", "import pusa.metrics.flicker"),
     (upward_imports, "pusa/evaluation/score.py", "from pusa.models import wan_dit"),
     (upward_imports, "pusa/evaluation/score.py", "def f():\n    from pusa.training import module"),

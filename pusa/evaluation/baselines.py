@@ -1,16 +1,19 @@
-"""What is compared: anything that makes videos of suite items, and three systems without a model.
+"""What is compared: anything that makes videos of suite items, and systems without a model.
 
-The three frame every table: a still picture shows what a score costs nothing, the truth and the
+Those frame every table: a still picture shows what a score costs nothing, the truth and the
 codec's round trip show what is the most that a model behind that codec can reach.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from einops import repeat
 from torch import Tensor
 
+from pusa.data.video import read_frames
+from pusa.evaluation.makers import shuffled, slow_zoom
 from pusa.evaluation.suite import SuiteItem
 
 
@@ -35,6 +38,29 @@ class StaticCopy:
         return [
             repeat(item.condition_image(), "c h w -> t c h w", t=item.scene.num_frames)
             for item in items
+        ]
+
+
+@dataclass(frozen=True)
+class SlowZoom:
+    """The condition image, slowly growing."""
+
+    seeded: bool = False
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        return [slow_zoom(still) for still in StaticCopy().generate(items, seed)]
+
+
+@dataclass(frozen=True)
+class FrameShuffle:
+    """Frames of another system's video in random order. video: where that of an item is."""
+
+    video: Callable[[SuiteItem, int], Path]
+    seeded: bool = False
+
+    def generate(self, items: Sequence[SuiteItem], seed: int) -> list[Tensor]:
+        return [
+            shuffled(read_frames(self.video(item, seed))[0], seed + item.index) for item in items
         ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pusa.evaluation.scoring import VideoScore, coefficients, weights_of
+from pusa.evaluation.scoring import QUANTITIES, VideoScore, coefficients, weights_of
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Contributions:
 
 
 def contributions(scores: Sequence[VideoScore], quantity: str) -> Contributions:
-    """Of one run, to a dimension, "Quality", "I2V" or "Total".
+    """Of one run, to "Quality", "I2V", "Total", or any other number of videos by its name.
 
     Where videos weigh differently (lengths, samples), the parts are linearised about each
     dimension's mean, as is usual for ratios; else they are exact. Strata go by all dimensions in
@@ -56,7 +56,8 @@ def contributions(scores: Sequence[VideoScore], quantity: str) -> Contributions:
     """
     means, table = {}, _table(scores, quantity)
     parts: dict[str, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for name, slope in coefficients(quantity).items():
+    slopes = slopes_of(quantity)
+    for name, slope in slopes.items():
         videos = table[name]
         weights = np.array(weights_of(videos))
         values = np.array([score.value for score in videos])
@@ -67,7 +68,7 @@ def contributions(scores: Sequence[VideoScore], quantity: str) -> Contributions:
         )
         for score, add in zip(videos, adds, strict=True):
             parts[score.prompt][score.sample] += float(add)
-    estimate = sum(slope * means[name] for name, slope in coefficients(quantity).items())
+    estimate = sum(slope * means[name] for name, slope in slopes.items())
     return Contributions(quantity, estimate, _strata(scores, table, parts))
 
 
@@ -90,9 +91,14 @@ def difference(
     return Contributions(quantity, ours.estimate - theirs.estimate, tuple(strata))
 
 
+def slopes_of(quantity: str) -> dict[str, float]:
+    """How much a number moves per unit of the means that it is made of; of a plain mean, 1."""
+    return coefficients(quantity) if quantity in QUANTITIES else {quantity: 1.0}
+
+
 def _table(scores: Sequence[VideoScore], quantity: str) -> dict[str, list[VideoScore]]:
     """Scores by dimension, checked."""
-    table: dict[str, list[VideoScore]] = {name: [] for name in coefficients(quantity)}
+    table: dict[str, list[VideoScore]] = {name: [] for name in slopes_of(quantity)}
     for score in scores:
         if score.dimension in table:
             table[score.dimension].append(score)

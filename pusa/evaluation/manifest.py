@@ -19,12 +19,12 @@ RESIZES = ("board", "modern")
 # What must be alike for a difference of scores to be one of models. The frame rate is among them:
 # it decides which frames VBench looks at for motion.
 ALIKE = (
-    "prompts", "prompt_rewriting", "seeds", "height", "width", "num_frames", "fps", "codec", "crf",
-    "resize", "backbones", "missing",
+    "prompts", "images", "prompt_rewriting", "seeds", "height", "width", "num_frames", "fps",
+    "codec", "crf", "resize", "backbones", "missing",
 )  # fmt: skip
 # What a comparison is usually about.
 SUBJECT = (
-    "model", "weights", "loras", "sampler", "num_steps", "guidance_scale", "shift", "dtype",
+    "model", "weights", "loras", "task", "sampler", "num_steps", "guidance_scale", "shift", "dtype",
 )  # fmt: skip
 # Rounding alone may differ by these.
 SURROUNDINGS = ("suite", "versions", "hardware")
@@ -45,20 +45,23 @@ class LoraRecord:
 class Manifest:
     """All that a reader must know of a run.
 
-    prompts: `vbench_suite.prompts_key`; prompt_rewriting: "none", or the name of what rewrote them;
-    seeds: one per sample of a prompt; model: a name; weights: `data.hashing.fingerprint`; height,
-    width: pixels; crf: of the encoder; resize: of frames for the backbones, "board" (not
-    antialiased, as when VBench's board was made) or "modern"; backbones: by dimension; missing:
-    videos of the suite that were not scored; versions: by package.
+    prompts, images: `vbench_suite.prompts_key` and `images_key`; prompt_rewriting: "none", or the
+    name of what rewrote them; seeds: one per sample of a prompt; model: a name; weights:
+    `data.hashing.fingerprint`; task: what is given, in words; height, width: pixels; crf: of the
+    encoder; resize: of frames for the backbones, "board" (not antialiased, as when VBench's board
+    was made) or "modern"; backbones: by dimension; missing: videos of the suite that were not
+    scored; versions: by package.
     """
 
     suite: str
     prompts: str
+    images: str
     prompt_rewriting: str
     seeds: tuple[int, ...]
     model: str
     weights: str
     loras: tuple[LoraRecord, ...]
+    task: str
     sampler: str
     num_steps: int
     guidance_scale: float

@@ -12,19 +12,30 @@ import torch
 from pusa.atomic import write_json
 from pusa.data import video
 from pusa.data.hashing import content_key, file_digest, fingerprint
-from pusa.evaluation.baselines import Codec, GroundTruth, StaticCopy, System
+from pusa.evaluation.baselines import (
+    Codec,
+    FrameShuffle,
+    GroundTruth,
+    SlowZoom,
+    StaticCopy,
+    System,
+)
 from pusa.evaluation.compare import compare, video_path
-from pusa.evaluation.report import contact_sheet, write_report
+from pusa.evaluation.conclusion import plan_of
+from pusa.evaluation.outputs import write_outputs
+from pusa.evaluation.pictures import contact_sheet
+from pusa.evaluation.provenance import manifest_of_model
 from pusa.evaluation.score import Row
-from pusa.evaluation.stats import Contrast, contrast
+from pusa.evaluation.stats import Contrast, Scores, contrast
 from pusa.evaluation.suite import SuiteItem, toy_suite
 from pusa.evaluation.systems import (
     RETENTION_SIGMAS,
     ModelSystem,
     codec_roundtrip,
+    scalar_agreement,
     shared_timestep_losses,
 )
-from pusa.evaluation.tables import scores_of
+from pusa.evaluation.toy_result import result_of, setting_of, system
 from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
@@ -90,23 +101,32 @@ def evaluate_replica(
     folder = Path(suite.output)
     controls = {
         "static copy": StaticCopy(),
+        "slow zoom": SlowZoom(),
+        "frame shuffle": FrameShuffle(lambda i, seed: video_path(folder, "VTA", seed, i.index)),
         "codec": Codec(partial(codec_roundtrip, vae)),
         "ground truth": GroundTruth(),
     }
     run = partial(_compare, items=items, suite=suite, progress=progress, part=part)
+    own = {n: content_key(k, repr(task)) for n, k in keys.items()}
     rows = run(
         folder,
         systems(task) | controls,
-        {n: content_key(k, repr(task)) for n, k in keys.items()} | {"codec": codec},
+        own | {"codec": codec, "frame shuffle": own["VTA"]},
     )
     retention_rows = run(folder / "t2v", systems(TEXT_TO_VIDEO), keys)
     if part.count > 1:
         return None
     retention = _retention(retention_rows, backbones, model, vae, text_encoder, items)
     facts = _facts(model, task, sampler, suite, items)
-    page = write_report(folder, rows, items, facts, "VTA", "base", retention)
+    facts["equal sigmas"] = scalar_agreement(backbones["VTA"], model, text_encoder, items[0])
+    setting = setting_of(items, suite.seeds)
+    plan = plan_of(model, sampler, task, items[0].scene.num_frames)
+    described = [
+        system(n, facts[n], manifest_of_model(setting, model, sampler, task, own), plan)
+        for n, own in {"base": (), "VTA": loras}.items()
+    ] + [system(n, "", None, None) for n in controls]
+    page = write_outputs(folder, result_of(folder, rows, items, described, facts, retention))
     _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
-    log.info("%s", (folder / "table.txt").read_text())
     return page
 
 
@@ -164,7 +184,7 @@ def _retention(
 ) -> list[Contrast]:  # fmt: skip
     """What text to video has kept: direction accuracy, and the loss at one sigma for all frames."""
     contrasts = [
-        contrast(metric, scores_of(rows, "VTA", metric), scores_of(rows, "base", metric))
+        contrast(metric, _scores_of(rows, "VTA", metric), _scores_of(rows, "base", metric))
         for metric in ("direction_accuracy", "dynamic_degree", "temporal_flickering")
     ]
     losses = {
@@ -183,6 +203,15 @@ def _retention(
         ours, theirs = (by_clip(losses[n][:, column].mean(dim=1)) for n in ("VTA", "base"))
         contrasts.append(contrast(title, ours, theirs, better="lower"))
     return contrasts
+
+
+def _scores_of(rows: Sequence[Row], system: str, metric: str) -> Scores:
+    """A system's values of a metric by clip; clips it does not apply to are left out."""
+    scores: dict[int, list[float]] = {}
+    for row in rows:
+        if (row.system, row.metric) == (system, metric) and row.value is not None:
+            scores.setdefault(row.index, []).append(row.value)
+    return scores
 
 
 def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> dict[str, str]:

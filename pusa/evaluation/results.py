@@ -110,6 +110,14 @@ class Result:
     published: tuple[Published, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def rivals(self) -> tuple[str, str]:
+        """Names of the contender and the baseline, as retention has them."""
+        contender, baseline = self.system("contender"), self.system("baseline")
+        assert contender is not None
+        assert baseline is not None
+        return contender.name, baseline.name
+
     def system(self, role: Role) -> System | None:
         """The first of a role; None if there is none."""
         return next((system for system in self.systems if system.role == role), None)

@@ -106,3 +106,23 @@ def shared_timestep_losses(
             columns.append(model.flow.frame_errors(velocity, clean, noise).mean(dim=1))
         rows.append(torch.stack(columns, dim=1))
     return torch.cat(rows).cpu()
+
+
+@torch.no_grad()
+def scalar_agreement(
+    backbone: Experts, model: Model, text_encoder: TextEncoder, item: SuiteItem
+) -> str:
+    """Whether the network, told one sigma for each frame and all equal, does as with a single one;
+    in words, with the largest difference at RETENTION_SIGMAS."""
+    scene = item.scene
+    shape = model.latent_shape(scene.num_frames, scene.height, scene.width)
+    text = text_encoder.encode([item.caption])
+    device = model.run_device()
+    noise = torch.randn((1, *shape), generator=generator_for(0, "agreement")).to(device)
+    apart = 0.0
+    for level in RETENTION_SIGMAS:
+        network, single = backbone.at(level), torch.tensor([level], device=device)
+        vector = network(noise, single[:, None].expand(1, shape[1]), text)
+        apart = max(apart, float((vector - network(noise, single, text)).abs().max()))
+    end = "bit for bit the same" if apart == 0 else f"differ by {apart:.3g} at most"
+    return f"velocities of a vector of equal sigmas and of a single one: {end}"

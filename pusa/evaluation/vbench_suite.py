@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pusa.data.hashing import content_key
+from pusa.data.hashing import content_key, file_digest
 from pusa.evaluation.input_images import require_ratio
 from pusa.evaluation.scoring import KNOWN
 
@@ -217,6 +217,13 @@ def prompts_key(prompts: Sequence[Prompt]) -> str:
             for p in sorted(prompts, key=lambda p: p.stem)
         )
     )
+
+
+def images_key(suite: PromptSuite) -> str:
+    """A name of the pictures that are given: contents, in the order of their names."""
+    names = sorted({prompt.image_name for prompt in suite.prompts})
+    files = [suite.images / name for name in names]
+    return content_key(*(part for file in files for part in (file.name, file_digest(file))))
 
 
 def is_public(prompts: Sequence[Prompt]) -> bool:
