@@ -1,8 +1,11 @@
 """A scratch root that sees the shipped replica, and configs composed as commands do."""
 
 import os
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,11 @@ from pusa import cli
 
 REPOSITORY = Path(__file__).parent.parent
 REPLICA = REPOSITORY / "data" / "replica"
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update",
+)  # fmt: skip
 
 
 def compose_config(name: str, *overrides: str) -> DictConfig:
@@ -93,3 +101,30 @@ def small_disk(tmp_path) -> Iterator[Path]:
 @pytest.fixture
 def read_only_disk(tmp_path) -> Iterator[Path]:
     yield from mounted(tmp_path / "read_only", "ro,size=300k")
+
+
+@pytest.fixture
+def open_browser(tmp_path) -> Iterator[Callable]:
+    """Makes a tab of the machine's own Chromium, by playwright's options of a context."""
+    if CHROMIUM is None:
+        pytest.skip("there is no chromium on this machine")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as running, ExitStack() as stack:
+
+        def make(**options):
+            context = running.chromium.launch_persistent_context(
+                tempfile.mkdtemp(prefix="profile", dir=tmp_path), executable_path=CHROMIUM,
+                args=list(CHROMIUM_FLAGS), viewport={"width": 1500, "height": 1400}, **options,
+            )  # fmt: skip
+            stack.callback(context.close)
+            tab = context.new_page()
+            tab.set_default_timeout(60_000)
+            return tab
+
+        yield make
+
+
+@pytest.fixture
+def browser(open_browser):
+    """A tab of the machine's own Chromium."""
+    return open_browser()

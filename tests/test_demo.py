@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-import shutil
 import socket
 import sys
 from pathlib import Path
@@ -22,11 +21,6 @@ from pusa.types import LatentSpec
 from tests.conftest import run_pusa
 
 pytest.importorskip("gradio", reason="the page is an extra: pip install 'pusa[demo]'")
-CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update",
-)  # fmt: skip
 TIMING = Timing(LatentSpec(16, 4, 4), 17, 16.0)
 PROMPT = "a red three moves left over coffee"
 
@@ -236,23 +230,6 @@ def address(root, connections):
     ]))  # fmt: skip
     yield address
     page.blocks.close(verbose=False)
-
-
-@pytest.fixture
-def browser(tmp_path):
-    """A page of the machine's own Chromium; `requests` are the addresses that it asked for."""
-    if CHROMIUM is None:
-        pytest.skip("there is no chromium on this machine")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as running:
-        context = running.chromium.launch_persistent_context(
-            str(tmp_path / "profile"), executable_path=CHROMIUM, args=list(FLAGS),
-            viewport={"width": 1500, "height": 1400},
-        )  # fmt: skip
-        tab = context.new_page()
-        tab.set_default_timeout(60_000)
-        yield tab
-        context.close()
 
 
 SHOWN = "() => { const v = document.querySelector('#video video'); return v && v.readyState >= 2 }"
