@@ -8,7 +8,6 @@ from pusa.data import video
 from pusa.evaluation.backbones.registry import Loaded, load
 from pusa.evaluation.metrics.camera_motion import CameraMotion, asked_move, moves
 from pusa.evaluation.metrics.catalogue import build, build_all
-from pusa.evaluation.metrics.dimension import Reading
 from pusa.evaluation.metrics.dynamic_degree import DynamicDegree
 from pusa.evaluation.metrics.frames import FileFrames, TensorFrames, batches, windows
 from pusa.evaluation.metrics.motion_smoothness import MotionSmoothness
