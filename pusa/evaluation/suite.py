@@ -29,21 +29,28 @@ def silent(sequence: Sequence[T], description: str, /) -> Iterable[T]:
 
 
 @dataclass(frozen=True)
-class SuiteItem:
-    """One clip to be continued: its number, its caption, its truth as a scene and as an mp4."""
+class ClipItem:
+    """One clip to be continued: its number, its caption, its truth as an mp4 of so many frames."""
 
     index: int
     caption: str
-    scene: toy.Scene
     path: Path
+    num_frames: int
 
     def frames(self) -> Tensor:
         """The true clip, decoded: uint8 (T, 3, H, W)."""
-        return video.read_frames(self.path, self.scene.num_frames)[0]
+        return video.read_frames(self.path, self.num_frames)[0]
 
     def condition_image(self) -> Tensor:
         """Frame 0 of the decoded mp4: uint8 (3, H, W)."""
         return video.read_frames(self.path, 1)[0][0]
+
+
+@dataclass(frozen=True)
+class SuiteItem(ClipItem):
+    """A toy clip, of which everything is known."""
+
+    scene: toy.Scene
 
 
 def toy_suite(folder: str | Path, num_clips: int) -> list[SuiteItem]:
@@ -65,7 +72,9 @@ def toy_suite(folder: str | Path, num_clips: int) -> list[SuiteItem]:
             f"{folder}: metadata.csv and truth.jsonl tell of different clips; "
             "make the folder again with `pusa toy`."
         )
+    listed = list(zip(scenes, entries, strict=True))[:num_clips]
+    files = [folder / "train" / entry["file_name"] for _, entry in listed]
     return [
-        SuiteItem(scene.index, scene.caption, scene, folder / "train" / entry["file_name"])
-        for scene, entry in list(zip(scenes, entries, strict=True))[:num_clips]
+        SuiteItem(scene.index, scene.caption, file, scene.num_frames, scene)
+        for (scene, _), file in zip(listed, files, strict=True)
     ]

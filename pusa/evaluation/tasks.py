@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from pusa.data import video
+from pusa.evaluation.clip_suite import clip_items
 from pusa.evaluation.replica import Bars, check_trained, model_key
-from pusa.evaluation.suite import toy_suite
+from pusa.evaluation.suite import ClipItem, toy_suite
 from pusa.evaluation.systems import codec_roundtrip
 from pusa.evaluation.tasks_cases import Case, cases_of, seam_of
 from pusa.evaluation.tasks_measure import measure
@@ -47,13 +48,14 @@ class TaskSuite:
     overlap: int
     segments: int
     chains: tuple[tuple[float, ...], ...]
+    num_clips: int | None = None
 
     def __post_init__(self):
         for name in ("seeds", "multipliers", "chains"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
             if not getattr(self, name):
                 raise ValueError(f"suite.{name} is empty; name at least one.")
-        if self.source.num_clips < 2:
+        if self.source.toy is not None and self.source.num_clips < 2:
             raise ValueError("suite.source.toy.num_clips: a transition needs two clips.")
 
     def cases(self, timing: Timing) -> list[Case]:
@@ -73,17 +75,18 @@ def evaluate_tasks(
     """
     check_trained(suite.lora, name)
     model.ensure_files()
-    suite.source.render(progress)
-    items = toy_suite(suite.source.path.parent, suite.source.num_clips)
-    cases = suite.cases(Timing(model.spec, model.num_frames, model.fps))
     folder = Path(suite.output)
+    items = _items(suite, model, folder, progress)
+    cases = suite.cases(Timing(model.spec, model.num_frames, model.fps))
     makers = _makers(model, sampler, suite, cases)
     work = all_work(list(makers), items, suite.seeds, folder)
     for one in progress("generate")(part.of(work)):
         makers[one.system, one.case].make(one)
     if part.count > 1:
         return None
-    rows = [row for one in progress("measure")(work) for row in measure(one, suite.segments)]
+    rows = [
+        row for one in progress("measure")(work) for row in measure(one, suite.segments, model.fps)
+    ]
     for group in dict.fromkeys(case.group for case in cases):
         of_group = [w for w in work if (w.case.group, w.item.index) == (group, items[0].index)]
         _draw(folder / f"tasks_{group}.png", of_group)
@@ -92,9 +95,20 @@ def evaluate_tasks(
         "VTA": f"{suite.lora}, strength {suite.strength:g}",
         "sampling": f"{sampler.num_steps} {sampler.method.capitalize()} steps, guidance "
         f"{sampler.guidance_scale:g}, shift {sampler.flow(model.flow).shift:g}",
-        "clips": f"{len(items)} held-out toy clips, seeds {', '.join(map(str, suite.seeds))}",
+        "clips": f"{len(items)} {_kind(suite.source)}, seeds {', '.join(map(str, suite.seeds))}",
     }
     return write_tables(folder, rows, cases, facts)
+
+
+def _items(suite: TaskSuite, model: Model, folder: Path, progress: Bars) -> Sequence[ClipItem]:
+    if suite.source.toy is None:
+        return clip_items(suite.source, model, folder / "clips", suite.num_clips, progress)
+    suite.source.render(progress)
+    return toy_suite(suite.source.path.parent, suite.source.num_clips)
+
+
+def _kind(source: Source) -> str:
+    return f"clips of {source.manifest}" if source.toy is None else "held-out toy clips"
 
 
 def _makers(
@@ -133,7 +147,7 @@ def _draw(path: Path, work: Sequence[Work]) -> None:
     videos = {name: video.read_frames(one.path)[0] for name, one in pictured.items()}
     length = max(map(len, videos.values()))
     own = {
-        name: _kept(one.case, len(videos[name]), one.item.scene.num_frames)
+        name: _kept(one.case, len(videos[name]), one.item.num_frames)
         for name, one in pictured.items()
         if one.system != TRUTH
     }

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from pusa.data import video
-from pusa.evaluation.suite import SuiteItem
+from pusa.evaluation.suite import ClipItem
 from pusa.pipelines.placements import place_unseen
 from pusa.pipelines.positions import Timing
 from pusa.pipelines.sequence import Chain
@@ -87,7 +87,7 @@ def _drift(task: Task, timing: Timing, multipliers: tuple[float, ...], new: int)
 
 
 def media_of(
-    case: Case, item: SuiteItem, other: SuiteItem, folder: Path
+    case: Case, item: ClipItem, other: ClipItem, folder: Path
 ) -> tuple[Task, tuple[str, ...]]:
     """A case's task with the files that it takes: clips of the suite, and frames of them as images,
     written to `folder` when first needed.
@@ -110,7 +110,7 @@ def seam_of(case: Case) -> int:
     return 2 * case.overlap - 1
 
 
-def _picture(item: SuiteItem, frame: int, folder: Path) -> str:
+def _picture(item: ClipItem, frame: int, folder: Path) -> str:
     path = folder / f"{item.index:04d}_{frame:02d}.png"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,6 +118,6 @@ def _picture(item: SuiteItem, frame: int, folder: Path) -> str:
     return str(path)
 
 
-def truth_of(case: Case, item: SuiteItem) -> Tensor | None:
+def truth_of(case: Case, item: ClipItem) -> Tensor | None:
     """The true clip (T, 3, H, W) where a case's video is to be it; None: nobody knows."""
     return item.frames() if case.kind in ("given", "extension") else None

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pusa.data import toy, video
-from pusa.evaluation.compare import FPS
 from pusa.evaluation.score import Row, fingerprint
-from pusa.evaluation.suite import SuiteItem
+from pusa.evaluation.suite import ClipItem, SuiteItem
 from pusa.evaluation.tasks_cases import Case, seam_of
 from pusa.evaluation.tasks_systems import Work
 from pusa.metrics.continuity import largest_step_ratio, mean_step_ratio, roughness
@@ -19,8 +18,8 @@ from pusa.metrics.fidelity import psnr
 SLOPE = "per second"
 
 
-def measure(work: Work, segments: int) -> list[Row]:
-    """All numbers of a video. segments: parts in which drift is told.
+def measure(work: Work, segments: int, fps: float) -> list[Row]:
+    """All numbers of a video. segments: parts in which drift is told; fps: of the video.
 
     VideoError if the video is not there.
     """
@@ -33,7 +32,7 @@ def measure(work: Work, segments: int) -> list[Row]:
     elif case.kind == "transition":
         values = _of_transition(frames, work.item.frames(), work.other.frames())
     else:
-        values = _of_drift(frames, work.item, case, segments)
+        values = _of_drift(frames, work.item, case, segments, fps)
     return [
         Row(work.system, work.seed, work.item.index, f"{case.name}/{name}", value, mark)
         for name, value in values.items()
@@ -75,14 +74,14 @@ def _of_transition(frames: Tensor, first: Tensor, second: Tensor) -> dict[str, f
 
 
 def _of_drift(
-    frames: Tensor, item: SuiteItem, case: Case, segments: int
+    frames: Tensor, item: ClipItem, case: Case, segments: int, fps: float
 ) -> dict[str, float | None]:
     """Each number for each segment, and its rise per second, beginning with the clip itself."""
     clip = item.frames()
     length = (len(frames) - len(clip)) // segments
     seams = range(len(clip), len(frames), len(clip) - case.overlap)
     pieces = [range(len(clip) + i * length, len(clip) + (i + 1) * length) for i in range(segments)]
-    times = [(piece.start + piece.stop) / 2 / FPS for piece in (range(len(clip)), *pieces)]
+    times = [(piece.start + piece.stop) / 2 / fps for piece in (range(len(clip)), *pieces)]
     background = _background(item)
     values: dict[str, float | None] = {}
     for name, function, at_first in (
@@ -101,9 +100,10 @@ def _of_drift(
     return values
 
 
-def _background(item: SuiteItem) -> Tensor | None:
-    """Pixels (H, W) that the sprite never crosses, not even going on; None if the camera pans."""
-    if item.scene.pan != "none":
+def _background(item: ClipItem) -> Tensor | None:
+    """Pixels (H, W) that the sprite never crosses, not even going on; None if the camera pans,
+    and of clips of which that is not known."""
+    if not isinstance(item, SuiteItem) or item.scene.pan != "none":
         return None
     touched = toy.render(item.scene).sprite.amax(0) > 0
     horizontal = item.scene.direction in ("left", "right")

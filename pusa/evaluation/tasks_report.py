@@ -25,7 +25,7 @@ def write_tables(
     """tasks.md and scores.jsonl; returns the path of tasks.md."""
     write_text(folder / "scores.jsonl", "".join(json.dumps(asdict(row)) + "\n" for row in rows))
     scores = by_metric(rows)
-    lines = ["# Tasks on held-out toy clips (a stand-in)", ""]
+    lines = ["# Tasks: fidelity, seams, drift (no benchmark's measures)", ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", NOTE]
     for group in dict.fromkeys(case.group for case in cases):

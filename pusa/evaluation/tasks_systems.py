@@ -14,7 +14,7 @@ from torch import Tensor
 from pusa.data import video
 from pusa.data.hashing import content_key, file_digest
 from pusa.evaluation.compare import CRF
-from pusa.evaluation.suite import SuiteItem
+from pusa.evaluation.suite import ClipItem
 from pusa.evaluation.tasks_cases import Case, media_of, seam_of
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
@@ -30,8 +30,8 @@ class Work:
 
     system: str
     case: Case
-    item: SuiteItem
-    other: SuiteItem
+    item: ClipItem
+    other: ClipItem
     seed: int
     path: Path
 
@@ -76,7 +76,7 @@ def _made_with(path: Path, key: str) -> bool:
     )
 
 
-Control = Callable[[Case, SuiteItem, SuiteItem], Tensor]
+Control = Callable[[Case, ClipItem, ClipItem], Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class Controlled:
 def controls_of(case: Case, roundtrip: Callable[[Tensor], Tensor]) -> dict[str, Control]:
     """The controls that a kind of case has. roundtrip: (T, 3, H, W) uint8 through the VAE."""
 
-    def through_codec(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+    def through_codec(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
         return roundtrip(item.frames())
 
-    def recoded(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+    def recoded(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
         return _recoded(item.frames(), case.overlap, case.chain.segments + 1, roundtrip)
 
     if case.kind == "given":
@@ -109,17 +109,17 @@ def controls_of(case: Case, roundtrip: Callable[[Tensor], Tensor]) -> dict[str, 
     return {"recoded": recoded}
 
 
-def _truth(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+def _truth(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
     return item.frames()
 
 
-def _hold(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+def _hold(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
     """The nearest given frame before, held."""
     truth = item.frames()
     return truth[[max(g for g in case.frames if g <= t) for t in range(len(truth))]]
 
 
-def _crossfade(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+def _crossfade(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
     """From each given frame to the next one, evenly."""
     truth = item.frames()
     frames = truth.clone()
@@ -129,17 +129,17 @@ def _crossfade(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
     return frames
 
 
-def _hold_last(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+def _hold_last(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
     """The last frame of what is extended, held."""
     truth = item.frames()
     return truth[[min(t, seam_of(case) - 1) for t in range(len(truth))]]
 
 
-def _hard_cut(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+def _hard_cut(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
     return torch.cat([item.frames(), other.frames()])
 
 
-def _crossfade_clips(case: Case, item: SuiteItem, other: SuiteItem) -> Tensor:
+def _crossfade_clips(case: Case, item: ClipItem, other: ClipItem) -> Tensor:
     """As long as a transition: the last frame goes evenly to the other clip's first one."""
     first, second = item.frames(), other.frames()
     new = len(first) - 2 * case.overlap + 1
@@ -166,7 +166,7 @@ def _recoded(
 
 
 def all_work(
-    made: Sequence[tuple[str, Case]], items: Sequence[SuiteItem], seeds: Sequence[int],
+    made: Sequence[tuple[str, Case]], items: Sequence[ClipItem], seeds: Sequence[int],
     folder: Path,
 ) -> list[Work]:  # fmt: skip
     """Every video of pairs of a system and a case; a clip's other one is the next of the suite."""

@@ -39,7 +39,7 @@ def cases(root):
 def measured(case, item, other, frames, folder) -> dict[str, float | None]:
     path = folder / "made.mp4"
     video.write_video(path, frames, 16, crf=0)
-    rows = measure(Work("x", case, item, other, 0, path), segments=4)
+    rows = measure(Work("x", case, item, other, 0, path), segments=4, fps=16.0)
     return {row.metric.removeprefix(f"{case.name}/"): row.value for row in rows}
 
 
