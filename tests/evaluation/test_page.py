@@ -208,6 +208,13 @@ def test_without_room_items_are_listed_with_links(folder, result, options):
     assert sum(a.endswith(".mp4") for a in page.addresses) == len(result.shots)
 
 
+def test_how_a_system_was_run_is_there_with_its_networks(page, result):
+    lines = page.text.splitlines()
+    assert "LoRA & <per-frame> sigmas" in lines
+    assert "dynamic_degree: id: flow <small>; sha256: " + "1" * 64 + "; comparable: False" in lines
+    assert len(page.find("details")) == len(result.systems)
+
+
 def test_the_worst_are_embedded_and_those_of_other_columns_too(result):
     view = make_view(result)
     first, other = result.columns[3], next(c for c in result.columns if c.name == ERROR)

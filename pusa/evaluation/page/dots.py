@@ -19,7 +19,7 @@ from pusa.evaluation.page.markup import Markup, tag
 from pusa.evaluation.page.view import View
 from pusa.evaluation.results import Column
 
-SIZE, WIDE = 400, 560  # of the square one; width of the other
+SIZE, WIDE = 400, 760  # of the square one; width of the other
 LEFT, RIGHT, TOP, BOTTOM = 62, 12, 12, 46  # margins
 FRAME = {
     "size": SIZE, "wide": WIDE, "left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM,

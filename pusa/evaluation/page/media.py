@@ -128,7 +128,7 @@ def link(path: Path, folder: Path) -> str | None:
     """The relative address of a file from a page in `folder`; None unless it is on its disk."""
     try:
         if path.stat().st_dev == folder.stat().st_dev:
-            return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+            return quote(Path(os.path.relpath(path, folder)).as_posix())
     except OSError:
         return None
     return None

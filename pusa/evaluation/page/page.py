@@ -128,10 +128,13 @@ def _manifest(manifest: Manifest) -> Markup:
 
 
 def _plain(value: object) -> str:
+    """A record's fields in a line, records of a list or by name below one another."""
     if isinstance(value, Mapping):
-        return "; ".join(f"{name}: {_plain(inner)}" for name, inner in value.items()) or "none"
+        parts = [join(f"{name}: ", _plain(inner)) for name, inner in value.items() if inner != ""]
+        apart = any(isinstance(inner, Mapping) for inner in value.values())
+        return join(*(tag("div", part) for part in parts)) if apart else Markup("; ".join(parts))
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(_plain, value)) or "none"
+        return Markup(", ".join(join(_plain(inner)) for inner in value)) or "none"
     return str(value)
 
 
