@@ -200,6 +200,11 @@ def test_videos_and_images_stay_within_the_budget(folder, result):
     assert 0 < sum(map(len, held)) <= budget
 
 
+def test_images_without_videos_have_a_budget_too(folder, result):
+    page = written(folder, replace(result, shots=()), budget=1000)
+    assert not [a for a in page.addresses if a.startswith("data:image/jpeg")]
+
+
 @pytest.mark.parametrize("options", [{"budget": 0}, {"max_examples": 0}])
 def test_without_room_items_are_listed_with_links(folder, result, options):
     page = written(folder, result, **options)

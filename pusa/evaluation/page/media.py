@@ -145,11 +145,11 @@ def _add(embedded: Embedded, item: Item, shots: Sequence[Shot], budget: float) -
     left -= sum(map(len, images.values()))
     clips = {}
     for shot in shots:
-        if shot.path.is_file():
+        if left >= 0 and shot.path.is_file():
             clips[shot.system, shot.index, shot.sample] = clip = small_clip(shot.path)
             left -= clip.size
-        if left < 0:
-            return False
+    if left < 0:
+        return False
     embedded.clips.update(clips)
     embedded.images.update(images)
     return True
