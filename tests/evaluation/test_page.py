@@ -217,7 +217,14 @@ def test_how_a_system_was_run_is_there_with_its_networks(page, result):
     lines = page.text.splitlines()
     assert "LoRA & <per-frame> sigmas" in lines
     assert "dynamic_degree: id: flow <small>; sha256: " + "1" * 64 + "; comparable: False" in lines
-    assert len(page.find("details")) == len(result.systems)
+    assert len(page.find("details", "run")) == len(result.systems)
+
+
+def test_comparisons_with_controls_are_closed(page, result):
+    pairs = {(c.first, c.second) for c in result.comparisons}
+    controls = {s.name for s in result.systems if s.role == "control"}
+    closed = len(page.find("details")) - len(page.find("details", "run"))
+    assert closed == sum(second in controls for _, second in pairs)
 
 
 def test_the_worst_are_embedded_and_those_of_other_columns_too(result):

@@ -67,16 +67,23 @@ def headline(view: View) -> Markup | None:
 
 
 def comparisons(view: View) -> Markup:
-    """A block for every pair: a sentence, the forest plot and the table."""
+    """A block for every pair: a sentence, the forest plot and the table; those of controls closed,
+    since nobody asks how far a model is from noise before how far it is from its rival."""
+    controls = {system.name for system in view.result.systems if system.role == "control"}
     blocks = []
     for (first, second), items in groupby(
         sorted(view.result.comparisons, key=lambda c: _pair_place(view, c)),
         key=lambda c: (c.first, c.second),
     ):
         rows = [_row(view, item) for item in items]
-        heading = tag("h3", tag("b", first), " against ", tag("b", second))
-        summary = tag("p", _summary(rows), class_="lead")
-        blocks.append(tag("div", heading, summary, _forests(rows), _table(rows), class_="pair"))
+        names = join(tag("b", first), " against ", tag("b", second))
+        body = [_forests(rows), _table(rows)]
+        if second in controls:
+            told = tag("summary", names, ". ", _summary(rows))
+            blocks.append(tag("details", told, tag("div", *body, class_="pair")))
+        else:
+            lead = tag("p", _summary(rows), class_="lead")
+            blocks.append(tag("div", tag("h3", names), lead, *body, class_="pair"))
     return join(*blocks)
 
 

@@ -116,7 +116,7 @@ def _setup(view: View) -> Markup:
         name = tag("summary", system_name(view, system), f" ({system.role})")
         about = tag("p", system.about or "no description")
         content = _manifest(system.manifest) if system.manifest else None
-        blocks.append(tag("details", name, about, content))
+        blocks.append(tag("details", name, about, content, class_="run"))
     return join(*blocks)
 
 
