@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from pusa.data import toy, video
 from pusa.evaluation.suite import Progress, SuiteItem, silent
@@ -20,6 +20,7 @@ from pusa.metrics.registry import Sample
 from pusa.pipelines.parts import Part
 
 R = TypeVar("R")
+TAIL = 2**16  # bytes looked at together for the last whole line
 
 
 @dataclass(frozen=True)
@@ -124,12 +125,22 @@ def append_rows(path: str | Path, rows: Sequence[Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab+") as file:
-        file.seek(0)
-        content = file.read()
-        file.truncate(content.rfind(b"\n") + 1)
+        file.truncate(_whole_lines(file))
         file.write("".join(json.dumps(asdict(row)) + "\n" for row in rows).encode())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _whole_lines(file: BinaryIO) -> int:
+    """Bytes up to the last newline. Read from the end, since a ledger grows by many appends."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = file.seek(max(0, end - TAIL))
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _keys(file: VideoFile) -> list[tuple]:

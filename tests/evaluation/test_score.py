@@ -96,3 +96,15 @@ def test_a_missing_video_is_named(files, tmp_path):
     files[0].path.unlink()
     with pytest.raises(video.VideoError, match=r"0\.mp4: no such file; run the comparison again"):
         score_videos(tmp_path / "scores.jsonl", files)
+
+
+@pytest.mark.parametrize("tail", ["", '{"half": ', "x" * 7, "x" * 8, "x" * 20])
+@pytest.mark.parametrize("whole", ["", "a\n", "a\nbcdefgh\n"])
+def test_appending_cuts_off_a_half_written_line_however_long(tmp_path, monkeypatch, whole, tail):
+    monkeypatch.setattr(score, "TAIL", 8)
+    path = tmp_path / "scores.jsonl"
+    path.write_text(whole + tail)
+    score.append_rows(path, [Row("base", 0, 1, "psnr", 2.0, "mark")])
+    kept, last = path.read_text()[:-1].rpartition("\n")[::2]
+    assert kept + "\n" * bool(whole) == whole
+    assert json.loads(last)["system"] == "base"
