@@ -44,10 +44,11 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
 def entry_configs(cfg: DictConfig, suite: Benchmark) -> dict[str, dict]:
     """What the sidecars of each row's videos say of its model, sampler and memory."""
     plain = entry.plain_config(cfg)
+    rows = {str(name): row for name, row in plain["suite"]["entries"].items()}
     shared = {key: plain[key] for key in ("model", "sampler", "memory")}
     configs = {}
     for name, row in suite.entries.items():
-        own = plain["suite"]["entries"][name].get("model") or shared["model"]
+        own = rows[name].get("model") or shared["model"]
         weights = {} if row.weights is None else {"weights": row.weights}
         steps = {} if row.num_steps is None else {"num_steps": row.num_steps}
         changed = {"model": own | weights, "sampler": shared["sampler"] | steps}

@@ -3,6 +3,7 @@
 Resumable in every step, and in shares: videos that are there and scores that are known are kept.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +21,17 @@ from pusa.evaluation.lanes import (
     score,
 )
 from pusa.evaluation.makers import CONTROLS, Bars, Size
+from pusa.evaluation.naming import BackboneRecord
 from pusa.evaluation.outputs import write_outputs
 from pusa.evaluation.prompts import PromptSource
-from pusa.evaluation.provenance import Setting
+from pusa.evaluation.provenance import Setting, official
+from pusa.evaluation.published import published
 from pusa.evaluation.scoring import KNOWN
 from pusa.evaluation.vbench_suite import images_key, prompts_key
 from pusa.pipelines.loras import Strength
 from pusa.pipelines.parts import Part
+
+ROW_NAME = re.compile(r"\w[^/\\:*?\[\]\0]*")
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,12 @@ class Benchmark:
     """What configs/suite/*.yaml say.
 
     lora, strength: what entries refer to, so that one value is typed once. seeds: one per sample of
-    a prompt; entries: rows by name (a mapping of an `Entry`'s fields will do); contender: of them,
-    what this is about; baseline: what it is held against, or None; controls: of CONTROLS;
-    dimensions: of VBench-I2V's; crf: of the videos; published: whether the printed rows of the
-    paper's `table` stand beside ours; allow: fields of manifests that may differ; incomplete:
-    whether videos of others may be missing. ValueError for names that there are none of.
+    a prompt; entries: rows by name (a mapping of an `Entry`'s fields will do, None is no row);
+    contender: of them, what this is about; baseline: what it is held against, or None; controls: of
+    CONTROLS; dimensions: of VBench-I2V's; crf: of the videos; published: whether the printed rows
+    of the paper's `table` stand beside ours; allow: fields of manifests that may differ;
+    incomplete: whether videos of others may be missing. ValueError for names that there are none
+    of.
     """
 
     prompts: PromptSource
@@ -61,19 +67,13 @@ class Benchmark:
     def __post_init__(self):
         for name in ("seeds", "controls", "dimensions", "allow"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        rows = {name: read_entry(name, row) for name, row in self.entries.items()}
+        object.__setattr__(self, "table", str(self.table))  # a 1 of YAML is a number
+        rows = {str(name): row for name, row in self.entries.items() if row is not None}
+        rows = {name: read_entry(name, row) for name, row in rows.items()}
         object.__setattr__(self, "entries", rows)
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"suite.seeds={list(self.seeds)}; name each seed once, one at least.")
-        for role in ("contender", "baseline"):
-            name = getattr(self, role)
-            if name is not None and name not in self.entries:
-                raise ValueError(
-                    f"suite.{role}={name!r} is none of {', '.join(self.entries)} (suite.entries)."
-                )
-        for name in (*self.controls, *self.entries):
-            if name in self.entries and (name in CONTROLS or "/" in name or name.startswith(".")):
-                raise ValueError(f"suite.entries: {name!r} cannot name a row; choose another name.")
+        self._check_rows()
         unknown = [c for c in self.controls if c not in CONTROLS]
         unknown += [d for d in self.dimensions if d not in KNOWN]
         if unknown:
@@ -81,6 +81,31 @@ class Benchmark:
                 f"{', '.join(unknown)}: unknown; suite.controls are of {', '.join(CONTROLS)}, "
                 f"suite.dimensions of {', '.join(KNOWN)}."
             )
+        tables = sorted({row.table for row in published()})
+        if self.table not in tables:
+            raise ValueError(f"suite.table={self.table!r} is none of {', '.join(tables)}.")
+
+    def _check_rows(self):
+        for name in self.entries:
+            if name in CONTROLS or not ROW_NAME.fullmatch(name):
+                raise ValueError(
+                    f"suite.entries: {name!r} cannot name a row; its videos' folder is called so: "
+                    "begin with a letter or digit, without / \\ : * ? [ ], unlike a control."
+                )
+        for role in ("contender", "baseline"):
+            name = getattr(self, role)
+            if name is not None and name not in self.entries:
+                raise ValueError(
+                    f"suite.{role}={name!r} is none of {', '.join(self.entries)} (suite.entries)."
+                )
+        if self.contender == self.baseline:
+            raise ValueError(
+                f"suite.contender and suite.baseline are both {self.contender!r}; name another "
+                "row, or suite.baseline=null."
+            )
+        without = self.entries[self.contender].without
+        if without:
+            raise ValueError(f"suite.contender={self.contender!r} cannot be made: {without}")
 
 
 def evaluate_benchmark(
@@ -93,39 +118,55 @@ def evaluate_benchmark(
     for what cannot be.
     """
     rows = {n: entry for n, entry in bench.entries.items() if not entry.without}
+    baseline = bench.baseline if bench.baseline in rows else None
     check_entries(rows, name)
     model, folder = tools.model, Path(bench.output)
     size = Size(model.num_frames, model.height, model.width, model.fps, bench.crf)
     images = folder / "images" / f"{size.width}x{size.height}"
     suite = bench.prompts.read(size.width, size.height, len(bench.seeds), images)
-    ready, missing = dimensions_of(bench.networks, bench.dimensions)
-    records = {n: record_of(dimension) for n, dimension in ready.items()}
+    records, missing = _records(bench, rows)
+    if not suite.videos(records):
+        raise ValueError(
+            f"{suite.name}: no prompt is scored in {', '.join(records)}; choose others of "
+            "suite.dimensions."
+        )
     setting = Setting(
         suite.name, prompts_key(suite.prompts), images_key(suite), bench.seeds, size.height,
         size.width, size.num_frames, size.fps, size.crf, bench.networks.resize, records,
     )  # fmt: skip
-    del ready  # their networks give way to the model's, and come back
     lanes = lanes_of(
         tools, rows, bench.controls, bench.contender, suite, setting, size, folder / "videos",
         bench.incomplete,
     )  # fmt: skip
-    changes = check_alike(lanes, bench.contender, bench.baseline, bench.allow)
-    for lane in lanes:
-        generate(lane, part, progress, overwrite)
-    ready, _ = dimensions_of(bench.networks, bench.dimensions)
+    allow = (*bench.allow, "missing") if bench.incomplete else bench.allow
+    changes = check_alike(lanes, bench.contender, setting, allow)
+    generate(lanes, folder / "videos", part, progress, overwrite)
+    ready = dimensions_of(bench.networks, tuple(records))[0] if _is_measured(bench, rows) else {}
     scores = {lane.name: score(lane, ready, folder / "scores", part, progress) for lane in lanes}
     if part.count > 1:
         return None
     result = conclude(
-        suite,
-        lanes,
-        scores,
-        bench.contender,
-        bench.baseline,
-        missing,
-        changes,
+        suite, lanes, scores, bench.contender, baseline, records, missing, changes,
         bench.table if bench.published else "",
-    )
+    )  # fmt: skip
     left = {n: entry.without for n, entry in bench.entries.items() if entry.without}
     notes = tuple(f"{n} is not here: {why}" for n, why in left.items())
     return write_outputs(folder, replace(result, warnings=(*result.warnings, *notes)))
+
+
+def _is_measured(bench: Benchmark, rows: Mapping[str, Entry]) -> bool:
+    """Whether anything is: results of others need no network."""
+    return bool(bench.controls) or not all(row.results for row in rows.values())
+
+
+def _records(
+    bench: Benchmark, rows: Mapping[str, Entry]
+) -> tuple[dict[str, BackboneRecord], dict[str, str]]:
+    """The networks of what can be measured, which give way to the model's and come back; and why
+    the rest cannot. ValueError if nothing can."""
+    if not _is_measured(bench, rows):
+        return official(bench.dimensions), {}
+    ready, missing = dimensions_of(bench.networks, bench.dimensions)
+    if not ready:
+        raise ValueError("; ".join(missing.values()) or "suite.dimensions is empty; name some.")
+    return {name: record_of(dimension) for name, dimension in ready.items()}, missing

@@ -45,20 +45,16 @@ def compare(
     _check(systems, suite, seeds)
     folder = Path(folder)
     _claim(folder, suite)
-    runs = [
-        (name, seed)
-        for name, system in systems.items()
-        for seed in (seeds if system.seeded else seeds[:1])
-    ]
     # The suite's batches are the unit of work, whoever does it: rounding may depend on who is in a
-    # batch with whom, and numbers must not depend on parts and interruptions.
-    batches = part.of(
-        [
-            [VideoFile(name, seed, i, video_path(folder, name, seed, i.index)) for i in items]
-            for name, seed in runs
-            for items in _batched(suite)
-        ]
-    )
+    # batch with whom, and numbers must not depend on parts and interruptions. A part has a batch
+    # of all systems, because some make theirs from another's.
+    own = part.of([(seed, items) for seed in seeds for items in _batched(suite)])
+    batches = [
+        [VideoFile(name, seed, i, video_path(folder, name, seed, i.index)) for i in items]
+        for name, system in systems.items()
+        for seed, items in own
+        if system.seeded or seed == seeds[0]
+    ]
     missing = [batch for batch in batches if not all(file.path.exists() for file in batch)]
     for batch in progress(missing, "generate"):
         _write_batch(systems[batch[0].system], batch)

@@ -1,9 +1,9 @@
 """The rows of a benchmark on their way: where their videos are, who makes them, their scores."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from pusa.evaluation.naming import BackboneRecord
 from pusa.evaluation.official import read_results
 from pusa.evaluation.presence import require_complete
 from pusa.evaluation.provenance import (
+    NO_NETWORK,
     Setting,
     manifest_of_model,
     manifest_of_results,
@@ -128,7 +129,7 @@ def record_of(dimension: Dimension) -> BackboneRecord:
     """The network behind a dimension, as manifests have it."""
     backbone = dimension.backbone
     if backbone is None:
-        return BackboneRecord("none needed", "", True)
+        return BackboneRecord(NO_NETWORK, "", True)
     return BackboneRecord(backbone.id, backbone.sha256, backbone.comparable)
 
 
@@ -136,58 +137,89 @@ def lanes_of(
     tools: Tools, rows: Mapping[str, Entry], controls: Sequence[str], contender: str,
     suite: PromptSuite, setting: Setting, size: Size, folder: Path, incomplete: bool,
 ) -> list[Lane]:  # fmt: skip
-    """Entries in their order, then the controls; nothing is made, foreign videos are checked."""
-    videos = suite.videos(setting.backbones)
+    """Entries in their order, then the controls; nothing is made. folder: of all rows' videos.
 
-    def works(place: Path, samples: int | None = None) -> list[Work]:
+    ValueError for what cannot be made, and for videos or results of others that do not fit.
+    """
+    # First samples come first, so that a control, which has these alone, and the video that it is
+    # made from are in one part.
+    videos = sorted(suite.videos(setting.backbones), key=lambda v: v.sample)
+
+    def works(place: Path) -> list[Work]:
         return [
-            Work(v, suite.image(v.prompt), setting.seeds[v.sample], place / v.name)
-            for v in videos
-            if samples is None or v.sample < samples
+            Work(v, suite.image(v.prompt), setting.seeds[v.sample], place / v.name) for v in videos
         ]
 
     lanes = []
     for name, entry in rows.items():
         place = Path(entry.videos) if entry.videos else folder / name
         if entry.results:
-            scores, manifest = _imported(entry, suite, setting)
+            scores, manifest = _imported(name, entry.results, suite, setting, incomplete)
             lanes.append(Lane(name, entry.describe(), place, (), None, manifest, scores))
         elif entry.videos:
-            manifest = _of_finished(place, name, setting, videos, incomplete)
-            there = [work for work in works(place) if work.path.is_file()]
+            missing, manifest = _of_finished(place, name, setting, videos, incomplete)
+            there = [work for work in works(place) if work.path.name not in missing]
             lanes.append(Lane(name, entry.describe(), place, there, None, manifest))
         else:
             maker = ModelMaker(
                 entry, entry.model_of(tools.model), entry.sampler_of(tools.sampler), tools.task,
                 tools.memory, size, tools.configs[name],
             )  # fmt: skip
+            maker.check(works(place)[0])
             manifest = manifest_of_model(
                 setting, maker.model, maker.sampler, tools.task, maker.loras
             )
             lanes.append(Lane(name, entry.describe(), place, works(place), maker, manifest))
-    theirs = next(lane.place for lane in lanes if lane.name == contender)
-    for name in controls:
-        place = folder / name
-        maker = ControlMaker(name, size, lambda work: theirs / work.path.name)
-        lanes.append(Lane(name, "", place, works(place, samples=1), maker, None))
-    return lanes
+    ours = next(lane for lane in lanes if lane.name == contender)
+    return lanes + [_control(name, ours, works(folder / name), folder, size) for name in controls]
 
 
 def check_alike(
-    lanes: Sequence[Lane], contender: str, baseline: str | None, allow: Sequence[str]
-) -> list[str]:
-    """What differs between the two, in words. ValueError if they are not to be compared."""
-    manifests = {lane.name: lane.manifest for lane in lanes}
-    ours, theirs = manifests[contender], manifests.get(baseline or "")
-    if ours is None or theirs is None:
-        return []
-    return [str(change) for change in compare_manifests(ours, theirs, allow)]
+    lanes: Sequence[Lane], contender: str, setting: Setting, allow: Sequence[str]
+) -> dict[str, list[str]]:
+    """By row, in what it differs from the contender, in words. ValueError, with the row's name, if
+    the two are not to be compared."""
+    ours = next(lane.manifest for lane in lanes if lane.name == contender)
+    assert ours is not None
+    found = {}
+    for lane in lanes:
+        # Of controls nothing is known but how they are measured.
+        theirs = lane.manifest or replace(
+            ours, backbones=setting.backbones, resize=setting.resize, missing=ours.missing
+        )
+        try:
+            found[lane.name] = [str(c) for c in compare_manifests(ours, theirs, allow)]
+        except ValueError as error:
+            raise ValueError(f"{contender} and {lane.name}: {error} (suite.allow)") from error
+    return {name: changes for name, changes in found.items() if changes}
 
 
-def generate(lane: Lane, part: Part, progress: Bars, overwrite: bool) -> None:
-    """Make this part's videos of a lane that are missing. ValueError for those made otherwise."""
+def generate(
+    lanes: Sequence[Lane], folder: Path, part: Part, progress: Bars, overwrite: bool
+) -> None:
+    """Make this part's videos that are missing, row by row; a manifest for each row, once it is
+    whole. folder: of all rows' videos.
+
+    ValueError, before any is made, for videos that a model made otherwise. Controls follow the
+    videos that they are made from.
+    """
+    todo = {lane.name: _unmade(lane, part, overwrite) for lane in lanes if lane.manifest}
+    for lane in lanes:
+        missing = todo[lane.name] if lane.manifest else _unmade(lane, part, overwrite=True)
+        log.info("%s: %d videos, %d to be made.", lane.name, len(lane.works), len(missing))
+        record = folder / lane.name / MANIFEST
+        if missing:
+            record.unlink(missing_ok=True)  # it is true of all videos or it is not there
+        if lane.maker is not None:
+            _make(lane.maker, missing, progress(f"{lane.name}: videos"))
+        if lane.manifest is not None and part.count == 1:
+            write_manifest(record, lane.manifest)
+
+
+def _unmade(lane: Lane, part: Part, overwrite: bool) -> list[Work]:
+    """This part's works of a lane that have no video as it would be made now."""
     if lane.maker is None:
-        return
+        return []
     missing, outdated = [], []
     for work in part.of(list(lane.works)):
         try:
@@ -200,14 +232,15 @@ def generate(lane: Lane, part: Part, progress: Bars, overwrite: bool) -> None:
             f"{outdated[0]}, as were {len(outdated)} videos of {lane.name!r} in all; choose "
             "another name= or suite.output=, or make them again: overwrite=true."
         )
-    log.info("%s: %d videos, %d to be made.", lane.name, len(lane.works), len(missing))
-    for number, work in enumerate(progress(f"{lane.name}: videos")(missing)):
+    return missing
+
+
+def _make(maker: Maker, works: Sequence[Work], bar: Callable[[Iterable], Iterable]) -> None:
+    for number, work in enumerate(bar(works)):
         with _told(once=number == 0):
-            lane.maker.make(work)
-    if isinstance(lane.maker, ModelMaker):
-        lane.maker.release()
-    if lane.manifest is not None:
-        write_manifest(lane.place / MANIFEST, lane.manifest)
+            maker.make(work)
+    if isinstance(maker, ModelMaker):
+        maker.release()
 
 
 @contextmanager
@@ -246,24 +279,58 @@ def score(
     return video_scores(rows, names)
 
 
+def _control(name: str, ours: Lane, works: list[Work], folder: Path, size: Size) -> Lane:
+    """One video of a prompt; shuffled: of each first one that the contender has."""
+    firsts = [work for work in works if work.video.sample == 0]
+    if name == "frame shuffle":
+        if ours.imported is not None:
+            raise ValueError(
+                f"{name}: {ours.name} has results and no videos to shuffle; leave it out of "
+                "suite.controls."
+            )
+        there = {work.path.name for work in ours.works}
+        firsts = [work for work in firsts if work.path.name in there]
+    maker = ControlMaker(name, size, lambda work: ours.place / work.path.name)
+    return Lane(name, "", folder / name, firsts, maker, None)
+
+
 def _imported(
-    entry: Entry, suite: PromptSuite, setting: Setting
+    name: str, results: str, suite: PromptSuite, setting: Setting, incomplete: bool
 ) -> tuple[list[VideoScore], Manifest]:
-    assert entry.results is not None
-    found = read_results(entry.results, suite.prompts)
-    wanted = {(p.stem, d) for p in suite.prompts for d in p.dimensions}
+    found = read_results(results, suite.prompts)
     scores = [s for s in found.videos if s.dimension in setting.backbones]
-    expected = sum(d in setting.backbones for _, d in wanted) * len(setting.seeds)
-    records = {name: BackboneRecord(found.source, "", True) for name in found.means}
-    missing = max(0, expected - len(scores))
-    return scores, manifest_of_results(setting, entry.describe(), records, missing)
+    there = {(s.prompt, s.sample, s.dimension) for s in scores}
+    wanted = {
+        (v.prompt.stem, v.sample, d)
+        for v in suite.videos(setting.backbones)
+        for d in v.prompt.dimensions
+        if d in setting.backbones
+    }
+    if there - wanted:
+        raise ValueError(
+            f"{name}: {results} has {len(there - wanted)} scores that the suite does not ask for; "
+            f"are there more samples than the {len(setting.seeds)} of suite.seeds?"
+        )
+    missing = {(prompt, sample) for prompt, sample, _ in wanted - there}
+    if missing and not incomplete:
+        dimensions = sorted({dimension for *_, dimension in wanted - there})
+        raise ValueError(
+            f"{name}: {results} lacks scores of {len(missing)} videos, in {', '.join(dimensions)}; "
+            "leave those out of suite.dimensions, or allow it: suite.incomplete=true."
+        )
+    return scores, manifest_of_results(setting, name, found.source, len(missing))
 
 
 def _of_finished(
     place: Path, name: str, setting: Setting, videos: list[SuiteVideo], incomplete: bool
-) -> Manifest:
+) -> tuple[Collection[str], Manifest]:
+    """Names of videos that are missing; what is known of the others."""
     found = require_complete(place, videos, incomplete)
     if (place / MANIFEST).is_file():
-        return read_manifest(place / MANIFEST)
+        manifest = replace(
+            read_manifest(place / MANIFEST), missing=len(found.missing), resize=setting.resize,
+            backbones=setting.backbones,
+        )  # fmt: skip
+        return found.missing, manifest
     first = next(place / v.name for v in videos if v.name not in found.missing)
-    return manifest_of_videos(setting, name, first, len(found.missing))
+    return found.missing, manifest_of_videos(setting, name, first, len(found.missing))

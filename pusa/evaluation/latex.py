@@ -23,11 +23,11 @@ def latex(result: Result) -> str:
     controls = [s.name for s in result.systems if s.role == "control"]
     best = {c.name: _best(result, c, own) for c in result.columns}
     body = []
-    for group in (own, controls):
+    for group, bold in ((own, best), (controls, {})):
         body += [r"\midrule"] if group else []
         for name in group:
             cells = [
-                _cell(result.cells.get((name, c.name)), c, best[c.name]) for c in result.columns
+                _cell(result.cells.get((name, c.name)), c, bold.get(c.name)) for c in result.columns
             ]
             body.append(" & ".join([escaped(name), *cells]) + r" \\")
     heads = [f"{escaped(c.name)} {ARROWS[c.better]}" for c in result.columns]

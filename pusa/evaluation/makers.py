@@ -18,13 +18,14 @@ from torch.nn import functional
 from pusa.data import video
 from pusa.data.hashing import file_digest
 from pusa.evaluation.entries import Entry
+from pusa.evaluation.provenance import record_loras
 from pusa.evaluation.vbench_suite import SuiteVideo
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
-from pusa.pipelines.loras import place_loras
-from pusa.pipelines.produce import Description, produce
+from pusa.pipelines.loras import PlacedLoRA, place_loras
+from pusa.pipelines.produce import Description, plan, produce
 from pusa.pipelines.sequence import Chain
-from pusa.pipelines.sidecar import read_made, write_sidecar
+from pusa.pipelines.sidecar import read_made, weights_digests, write_sidecar
 from pusa.pipelines.studio import Memory, Studio
 from pusa.pipelines.tasks import Task, as_config
 from pusa.rng import generator_for
@@ -101,7 +102,11 @@ class Outdated(ValueError):
 
 @dataclass
 class ModelMaker:
-    """Videos of a model. configs: its model, sampler and memory as plain values, for sidecars."""
+    """Videos of a model. configs: its model, sampler and memory as plain values, for sidecars.
+
+    ValueError for files that are not there or do not fit. No network is read before the first video
+    is made.
+    """
 
     entry: Entry
     model: Model
@@ -113,13 +118,25 @@ class ModelMaker:
 
     def __post_init__(self):
         self.model.ensure_files()
-        self.loras = place_loras(self.entry.lora, self.model.experts(), self.entry.strength)
-        self.studio = Studio(self.model, self.loras, self.memory)
+        # Read to be checked, and let go: the rows of a table wait for one another.
+        loras = self._placed()
+        self.loras = record_loras(loras)
+        self._digests = weights_digests(self.model, [lora.adapter.source for lora in loras])
+        self._studio: Studio | None = None
+
+    def check(self, work: Work) -> None:
+        """ValueError if such a video cannot be made."""
+        if self.task.num_media not in (0, 1):
+            raise ValueError(
+                f"task {self.task.name!r} takes more than one image; the suite has one for each "
+                "prompt: choose task=i2v_04, or another of a single image or none."
+            )
+        plan(self.model, self.describe(work))
 
     def describe(self, work: Work) -> Description:
         return Description(
             prompt=(work.video.prompt.text,), seed=work.own_seed(), output=str(work.path),
-            task=self.task, media=(str(work.image),) if self.task.given else (),
+            task=self.task, media=(str(work.image),) if self.task.num_media else (),
             lora=self.entry.lora, strength=self.entry.strength, **asdict(self.size),
         )  # fmt: skip
 
@@ -136,16 +153,21 @@ class ModelMaker:
 
     def inputs(self, work: Work) -> dict[str, str]:
         media = {file: file_digest(file) for file in self.describe(work).media}
-        return media | self.studio.weights_digests()
+        return media | self._digests
+
+    def make(self, work: Work) -> None:
+        if self._studio is None:
+            self._studio = Studio(self.model, self._placed(), self.memory)
+        produce(
+            self.model, self.sampler, self.describe(work), self.recipe(work), studio=self._studio
+        )
 
     def release(self) -> None:
         """Let go of the networks; they come back if another video is to be made."""
-        self.studio = Studio(self.model, self.loras, self.memory)
+        self._studio = None
 
-    def make(self, work: Work) -> None:
-        produce(
-            self.model, self.sampler, self.describe(work), self.recipe(work), studio=self.studio
-        )
+    def _placed(self) -> tuple[PlacedLoRA, ...]:
+        return place_loras(self.entry.lora, self.model.experts(), self.entry.strength)
 
 
 @dataclass(frozen=True)

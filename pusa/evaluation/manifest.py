@@ -33,12 +33,17 @@ PACKAGES = ("pusa", "torch", "diffusers", "transformers", "numpy", "scipy", "av"
 
 @dataclass(frozen=True)
 class LoraRecord:
-    """A LoRA as it was applied. file: its name alone; expert: "" for a model of one network."""
+    """A LoRA as it was applied. file: its name alone; sha256: of the file or, of a folder, as
+    `registry.digest` has it; expert: "" for a model of one network."""
 
     file: str
     sha256: str
     strength: float
     expert: str
+
+    def __str__(self) -> str:
+        where = f" on the {self.expert}-noise expert" if self.expert else ""
+        return f"{self.file} ({self.sha256[:12]}) at {self.strength:g}{where}"
 
 
 @dataclass(frozen=True)
@@ -181,4 +186,6 @@ def hardware() -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{k}: {getattr(v, 'id', v)}" for k, v in value.items()) + "}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
     return repr(value)

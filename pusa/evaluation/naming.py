@@ -1,6 +1,6 @@
 """What a result may be called. Every table, page and file of VBench-I2V dimensions asks here."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pusa.evaluation.scoring import SCALES
@@ -28,6 +28,17 @@ class Basis:
         """Dimensions whose backbone is not the benchmark's own, or is not named at all."""
         own = {name for name, backbone in self.backbones.items() if backbone.comparable}
         return tuple(name for name in SCALES if name not in own)
+
+
+def common(bases: Sequence[Basis]) -> Basis:
+    """Of a table of several runs: what one of them falls short of, all of it does. A network is the
+    benchmark's own if it is so in every run that asked one for the dimension."""
+    backbones: dict[str, BackboneRecord] = {}
+    for basis in bases:
+        for name, record in basis.backbones.items():
+            if name not in backbones or not record.comparable:
+                backbones[name] = record
+    return Basis(backbones, all(b.public for b in bases), all(b.complete for b in bases))
 
 
 def title(basis: Basis) -> str:

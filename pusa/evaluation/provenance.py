@@ -1,20 +1,21 @@
 """Manifests of what is evaluated here: of a model that samples, of a folder of finished videos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pusa.data import video
 from pusa.data.hashing import content_key, fingerprint
+from pusa.evaluation.backbones.registry import digest
 from pusa.evaluation.manifest import LoraRecord, Manifest, Resize, hardware, installed
 from pusa.evaluation.naming import BackboneRecord
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
 from pusa.pipelines.loras import PlacedLoRA
-from pusa.pipelines.sidecar import digest
 from pusa.pipelines.tasks import Task
 
 UNKNOWN = "unknown"
+NO_NETWORK = "none needed"  # the id of a dimension that asks none
 CODEC = "h264, yuv420p"  # of video.write_video
 
 
@@ -35,8 +36,19 @@ class Setting:
     backbones: Mapping[str, BackboneRecord]
 
 
+def record_loras(loras: Sequence[PlacedLoRA]) -> tuple[LoraRecord, ...]:
+    """What manifests say of LoRAs; reads their files."""
+    return tuple(
+        LoraRecord(
+            Path(lora.adapter.source).name, digest(Path(lora.adapter.source)), lora.strength,
+            lora.expert or "",
+        )
+        for lora in loras
+    )  # fmt: skip
+
+
 def manifest_of_model(
-    setting: Setting, model: Model, sampler: Sampler, task: Task, loras: Sequence[PlacedLoRA]
+    setting: Setting, model: Model, sampler: Sampler, task: Task, loras: Sequence[LoraRecord]
 ) -> Manifest:
     """Of videos that are made here, all of them."""
     weights = [model.weights_path(expert) for expert in model.experts()]
@@ -44,20 +56,17 @@ def manifest_of_model(
     marks = [fingerprint(path) for path in named if path and Path(path).exists()]
     rule = "" if sampler.plan is None else f", {sampler.plan}"
     clean = "" if sampler.clean_above is None else f", clean above {sampler.clean_above:g}"
+    negative = ""
+    if sampler.guidance_scale != 1 and model.negative_prompt is not None:
+        negative = f", negative prompt {content_key(model.negative_prompt)[:8]}"
     return Manifest(
         **vars(setting),
         prompt_rewriting="none",
         model=model.name,
         weights=content_key(*marks),
-        loras=tuple(
-            LoraRecord(
-                Path(lora.adapter.source).name, digest(lora.adapter.source), lora.strength,
-                lora.expert or "",
-            )
-            for lora in loras
-        ),
+        loras=tuple(loras),
         task=described(task),
-        sampler=f"{sampler.method}{rule}{clean}",
+        sampler=f"{sampler.method}{rule}{clean}{negative}",
         num_steps=sampler.num_steps,
         guidance_scale=sampler.guidance_scale,
         shift=sampler.flow(model.flow).shift,
@@ -81,12 +90,18 @@ def manifest_of_videos(setting: Setting, name: str, first: Path, missing: int) -
     return _foreign(setting, name, missing)
 
 
-def manifest_of_results(
-    setting: Setting, name: str, backbones: Mapping[str, BackboneRecord], missing: int
-) -> Manifest:
-    """Of results that others measured: of their videos nothing is known."""
-    setting = replace(setting, height=0, width=0, num_frames=0, fps=0.0, backbones=backbones)
-    return _foreign(setting, name, missing)
+def manifest_of_results(setting: Setting, name: str, source: str, missing: int) -> Manifest:
+    """Of results that VBench itself measured: of their videos nothing is known. source: names its
+    files."""
+    setting = replace(
+        setting, height=0, width=0, num_frames=0, fps=0.0, backbones=official(setting.backbones)
+    )
+    return replace(_foreign(setting, name, missing), versions={"results": source})
+
+
+def official(dimensions: Iterable[str]) -> dict[str, BackboneRecord]:
+    """The networks of VBench's own program."""
+    return {name: BackboneRecord("VBench's own program", "", True) for name in dimensions}
 
 
 def described(task: Task) -> str:

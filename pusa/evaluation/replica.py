@@ -1,5 +1,6 @@
 """The evaluation of a trained LoRA on the toy suite: the whole way from weights to the page."""
 
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from pusa.evaluation.compare import compare, video_path
 from pusa.evaluation.conclusion import plan_of
 from pusa.evaluation.outputs import write_outputs
 from pusa.evaluation.pictures import contact_sheet
-from pusa.evaluation.provenance import manifest_of_model
+from pusa.evaluation.provenance import manifest_of_model, record_loras
 from pusa.evaluation.score import Row
 from pusa.evaluation.stats import Contrast, Scores, contrast
 from pusa.evaluation.suite import SuiteItem, toy_suite
@@ -122,8 +123,8 @@ def evaluate_replica(
     setting = setting_of(items, suite.seeds)
     plan = plan_of(model, sampler, task, items[0].scene.num_frames)
     described = [
-        system(n, facts[n], manifest_of_model(setting, model, sampler, task, own), plan)
-        for n, own in {"base": (), "VTA": loras}.items()
+        system(n, facts[n], manifest_of_model(setting, model, sampler, task, of), plan)
+        for n, of in {"base": (), "VTA": record_loras(loras)}.items()
     ] + [system(n, "", None, None) for n in controls]
     page = write_outputs(folder, result_of(folder, rows, items, described, facts, retention))
     _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
@@ -240,6 +241,4 @@ def _sheet(folder: Path, items: Sequence[SuiteItem], seed: int, systems: Sequenc
 
 
 def _read(path: Path) -> dict[str, str]:
-    import json
-
     return json.loads(path.read_text()) if path.is_file() else {}

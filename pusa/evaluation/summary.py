@@ -40,10 +40,7 @@ def compare_systems(
     scores: Mapping[str, Sequence[VideoScore]], columns: Sequence[Column],
     pairs: Sequence[tuple[str, str]], cells: Mapping[tuple[str, str], Interval],
 ) -> list[Comparison]:  # fmt: skip
-    """First against second of each pair, in every column that both have, on the prompts they share.
-
-    ValueError if they share none.
-    """
+    """First against second of each pair, in every column in which they share prompts."""
     found = []
     for first, second in pairs:
         for column in columns:
@@ -52,9 +49,7 @@ def compare_systems(
                 continue
             ours, theirs = _shared(_needed(scores[first], name), _needed(scores[second], name))
             if not ours:
-                raise ValueError(
-                    f"{first} and {second} share no prompt in {name}; score both on one suite."
-                )
+                continue
             parts = difference(ours, theirs, name)
             contrast = Contrast(
                 name, column.better, cells[first, name], cells[second, name],

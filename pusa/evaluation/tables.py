@@ -130,13 +130,14 @@ def comparison_cells(result: Result) -> list[list[str]]:
 def sentence(item: Comparison, scale: float = 1.0) -> str:
     """Who beats whom on a column, in one sentence."""
     contrast, outcome = item.contrast, verdict(item)
-    first, second = item.first, item.second
+    first, second, gap = item.first, item.second, scaled(contrast.difference, scale)
     if outcome == "worse":
         first, second = second, first
+        gap = Interval(-gap.mean, -gap.high, -gap.low, gap.num_clips)
     verb = "does not beat" if outcome == "no difference shown" else "beats"
     digits = digits_of(scaled(contrast.first, scale), scaled(contrast.second, scale))
-    gap = signed(scaled(contrast.difference, scale), digits)
-    return f"{first} {verb} {second} on {contrast.metric} (difference {gap}, {shown_p(item.p)})."
+    told = f"difference {signed(gap, digits)}, {shown_p(item.p)}"
+    return f"{first} {verb} {second} on {contrast.metric} ({told})."
 
 
 def retention_titles(result: Result) -> list[str]:
@@ -201,7 +202,8 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
 def markdown_table(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a table whose first column is text and whose others are numbers."""
     rule = ["---", *["---:"] * (len(titles) - 1)]
-    return ["| " + " | ".join(row) + " |" for row in (titles, rule, *cells)]
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in (titles, rule, *cells)]
+    return ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _column_digits(result: Result, column: Column) -> int:

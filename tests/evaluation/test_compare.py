@@ -1,5 +1,7 @@
 """A comparison writes videos, scores what the files hold, and goes on after an interruption."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -78,7 +80,7 @@ def test_the_suite_may_grow_but_not_change(suite, toy_folder, tmp_path):
     compare({"truth": GroundTruth()}, suite[:2], [0], tmp_path)
     rows = compare({"truth": GroundTruth()}, suite, [0], tmp_path)
     assert {row.index for row in rows} == {0, 1, 2, 3}
-    other = [type(i)(i.index, "something else", i.scene, i.path) for i in suite]
+    other = [replace(item, caption="something else") for item in suite]
     with pytest.raises(ValueError, match=r"holds videos of another suite \(item 0: "):
         compare({"truth": GroundTruth()}, other, [0], tmp_path)
 

@@ -18,15 +18,17 @@ from pusa.evaluation.manifest import (
     read_manifest,
     write_manifest,
 )
-from pusa.evaluation.naming import BackboneRecord, title
+from pusa.evaluation.naming import BackboneRecord, common, title
 from pusa.evaluation.scoring import SCALES
 from pusa.evaluation.vbench_suite import PUBLIC_KEY
 
 OWN = {name: BackboneRecord("own", "0" * 64, comparable=True) for name in SCALES}
 OURS = Manifest(
-    suite="VBench-I2V 16-9", prompts=PUBLIC_KEY, prompt_rewriting="none", seeds=(0, 1, 2, 3, 4),
+    suite="VBench-I2V 16-9", prompts=PUBLIC_KEY, images="def", prompt_rewriting="none",
+    seeds=(0, 1, 2, 3, 4),
     model="wan2.1 14B", weights="abc", loras=(LoraRecord("a.safetensors", "1" * 64, 1.4, ""),),
-    sampler="euler", num_steps=10, guidance_scale=5.0, shift=5.0, dtype="bfloat16",
+    task="i2v (0: 0.2)", sampler="euler", num_steps=10, guidance_scale=5.0, shift=5.0,
+    dtype="bfloat16",
     height=720, width=1280, num_frames=81, fps=16.0, codec="h264", crf=10, resize="board",
     backbones=OWN, missing=0, versions={"torch": "2.13.0"}, hardware="CPU",
 )  # fmt: skip
@@ -84,6 +86,24 @@ def test_the_name_of_a_result_follows_from_its_manifest():
     assert title(replace(OURS, seeds=(0, 1)).basis()) == "VBench-I2V, incomplete"
     assert "another suite" in title(replace(OURS, prompts="mine", seeds=(0,)).basis())
     assert title(replace(OURS, backbones={}).basis()).startswith("stand-in, not VBench")
+
+
+def test_a_table_of_several_runs_is_called_by_the_least_of_them():
+    whole = OURS.basis()
+    assert title(common([whole, whole])) == "VBench-I2V"
+    assert title(common([whole, replace(OURS, missing=1).basis()])) == "VBench-I2V, incomplete"
+    assert "another suite" in title(common([whole, replace(OURS, prompts="mine").basis()]))
+    stand_in = {"dynamic_degree": BackboneRecord("small", "", comparable=False)}
+    for other in (replace(OURS, backbones=OWN | stand_in), replace(OURS, backbones=stand_in)):
+        for pair in ([OURS, other], [other, OURS]):
+            basis = common([one.basis() for one in pair])
+            assert basis.stand_ins == ("dynamic_degree",)
+            assert title(basis).startswith("stand-in, not VBench (1 of 9")
+
+
+def test_loras_are_told_in_words():
+    (change,) = compare_manifests(OURS, replace(OURS, loras=()))
+    assert str(change) == f"loras: a.safetensors ({'1' * 12}) at 1.4 and none"
 
 
 def test_what_is_no_manifest_is_named(tmp_path: Path):

@@ -35,18 +35,20 @@ def test_evaluation_writes_table_page_and_videos(trained):
     cfg = trained()
     evaluate.evaluate(cfg)
     folder = Path(cfg.suite.output)
-    table = json.loads((folder / "table.json").read_text())
+    table = json.loads((folder / "toy_suite.json").read_text())
     systems = {row["system"] for row in table["means"]}
-    assert systems == {"base", "VTA", "static copy", "codec", "ground truth"}
+    assert systems == {
+        "base", "VTA", "static copy", "slow zoom", "frame shuffle", "codec", "ground truth"
+    }  # fmt: skip
     means = {(row["system"], row["metric"]): row["mean"] for row in table["means"]}
     assert means["ground truth", "direction_accuracy"] == 1.0
     assert means["static copy", "dynamic_degree"] == 0.0
     assert means["ground truth", "psnr_continuation"] > means["codec", "psnr_continuation"]
     titles = {row["metric"] for row in table["retention"]}
     assert {"loss, shared sigma", "direction_accuracy"} <= titles
-    page = (folder / "report.html").read_text()
-    assert "not VBench" in page
-    assert "videos/VTA/seed0/0000.mp4" in page
+    for ending in (".txt", ".md", ".json", ".csv", ".tex", ".html", "_videos.csv"):
+        assert (folder / f"toy_suite{ending}").is_file()
+    assert "toy suite (stand-in), not VBench" in (folder / "toy_suite.html").read_text()
     assert (folder / "frames.png").is_file()
     assert not list(folder.rglob("*.partial*"))
 
@@ -70,14 +72,15 @@ def test_parts_put_together_give_the_table_of_the_whole(trained, monkeypatch):
     whole = Path(cfg.suite.output).rename(Path(cfg.suite.output).with_name("whole"))
     for part in ("1/2", "0/2"):
         evaluate.evaluate(trained(f"part={part}"))
-        assert not (Path(cfg.suite.output) / "table.json").exists()
+        assert not (Path(cfg.suite.output) / "toy_suite.json").exists()
     folder = Path(cfg.suite.output)
     made = {system: stamps(folder, system) for system in ("base", "VTA", "codec")}
     assert [len(found) for found in made.values()] == [6, 6, 3]
     evaluate.evaluate(trained())
     assert {system: stamps(folder, system) for system in made} == made
     assert not (folder / "scores.jsonl").exists()  # nothing was left to be scored
-    assert (folder / "table.json").read_bytes() == (whole / "table.json").read_bytes()
+    for name in ("toy_suite.json", "toy_suite.csv", "toy_suite_videos.csv"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_evaluation_without_a_lora_says_how_to_make_one(root):

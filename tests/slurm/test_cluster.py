@@ -87,14 +87,14 @@ def test_a_signal_before_training_listens_only_brings_the_job_back(cluster):
 
 def test_an_array_evaluates_in_shares_that_one_job_puts_together(cluster, disturbed):
     words = ("slurm/evaluate.sbatch", *SMALL, "name=undisturbed", "suite.source.toy.num_clips=2",
-             "suite.seeds=[0]", "sampler.num_steps=2")  # fmt: skip
+             "suite.seeds=[0,1]", "sampler.num_steps=2")  # fmt: skip
     shares = cluster.submit("--array=0-1", *words)
     whole = cluster.submit(f"--dependency=afterok:{shares}", *words)
     assert len(cluster.completed(shares, whole)) == 3
     folder = cluster.root / "outputs" / "undisturbed" / "evaluation"
     parts = sorted(file.name for file in folder.glob("scores*.jsonl"))
     assert parts == ["scores.0-of-2.jsonl", "scores.1-of-2.jsonl"], "the last job scored nothing"
-    assert (folder / "report.html").is_file()
+    assert (folder / "toy_suite.html").is_file()
 
 
 def test_hydras_launcher_runs_a_sweep(cluster):

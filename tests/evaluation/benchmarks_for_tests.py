@@ -1,0 +1,30 @@
+"""Tiny benchmarks: photographs, a base and a LoRA of random numbers, two steps of sampling."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import evaluate
+from pusa.weights.lora import write_lora
+from tests.conftest import compose_config
+from tests.weights.conftest import make_adapter, make_twin
+
+Run = Callable[..., Path]
+CHEAP = "suite.dimensions=[temporal_flickering]"
+ALONE = ("suite.entries.base=null", "suite.entries.VTA=null", "suite.baseline=null",
+         "suite.controls=[]")  # fmt: skip
+
+
+def runner(root: Path) -> Run:
+    """Makes a LoRA; returns what evaluates with some overrides and returns the output folder."""
+    write_lora(make_adapter(make_twin("wan_tiny"), 2, 2.0, every=3), root / "lora.safetensors")
+
+    def run(*overrides: str) -> Path:
+        photos = ("suite=photos", "suite.prompts.num_prompts=4")
+        cfg = compose_config(
+            "evaluate", "experiment=tiny_vta", "name=tiny", f"suite.lora={root}/lora.safetensors",
+            "sampler.num_steps=2", *(() if "suite=folder" in overrides else photos), *overrides,
+        )  # fmt: skip
+        evaluate.evaluate(cfg)
+        return Path(cfg.suite.output)
+
+    return run
