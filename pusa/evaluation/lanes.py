@@ -157,7 +157,7 @@ def lanes_of(
             scores, manifest = _imported(name, entry.results, suite, setting, incomplete)
             lanes.append(Lane(name, entry.describe(), place, (), None, manifest, scores))
         elif entry.videos:
-            missing, manifest = _of_finished(place, name, setting, videos, incomplete)
+            missing, manifest = _of_finished(place, name, setting, videos, suite, incomplete)
             there = [work for work in works(place) if work.path.name not in missing]
             lanes.append(Lane(name, entry.describe(), place, there, None, manifest))
         else:
@@ -322,10 +322,15 @@ def _imported(
 
 
 def _of_finished(
-    place: Path, name: str, setting: Setting, videos: list[SuiteVideo], incomplete: bool
+    place: Path,
+    name: str,
+    setting: Setting,
+    videos: list[SuiteVideo],
+    suite: PromptSuite,
+    incomplete: bool,
 ) -> tuple[Collection[str], Manifest]:
     """Names of videos that are missing; what is known of the others."""
-    found = require_complete(place, videos, incomplete)
+    found = require_complete(place, videos, incomplete, suite.videos())
     if (place / MANIFEST).is_file():
         manifest = replace(
             read_manifest(place / MANIFEST), missing=len(found.missing), resize=setting.resize,

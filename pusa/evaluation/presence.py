@@ -44,10 +44,13 @@ class Presence:
         )
 
 
-def presence(folder: str | Path, videos: Sequence[SuiteVideo]) -> Presence:
+def presence(
+    folder: str | Path, videos: Sequence[SuiteVideo], others: Sequence[SuiteVideo] = ()
+) -> Presence:
     """Compare a folder with the videos that a suite, or some of its dimensions, need.
 
-    Files that are no videos (sidecars) are passed over. ValueError if there is no such folder.
+    others: what else may be there, as the rest of the suite. Files that are no videos (sidecars)
+    are passed over. ValueError if there is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -57,6 +60,7 @@ def presence(folder: str | Path, videos: Sequence[SuiteVideo]) -> Presence:
     there = {path.name for path in files}
     filled = {path.name for path in files if path.stat().st_size}
     spellings = defaultdict(set)
+    there -= {video.name for video in others} - expected
     for name in expected | there:
         spellings[unicodedata.normalize("NFC", name).casefold()].add(name)
     clashing = {name for names in spellings.values() if len(names) > 1 for name in names}
@@ -70,13 +74,14 @@ def presence(folder: str | Path, videos: Sequence[SuiteVideo]) -> Presence:
 
 
 def require_complete(
-    folder: str | Path, videos: Sequence[SuiteVideo], allow_incomplete: bool = False
-) -> Presence:
+    folder: str | Path, videos: Sequence[SuiteVideo], allow_incomplete: bool = False,
+    others: Sequence[SuiteVideo] = (),
+) -> Presence:  # fmt: skip
     """`presence`, refused unless complete. ValueError, or, if allowed, a result to be marked so.
 
     Also allowed, a folder without any of the videos is refused.
     """
-    found = presence(folder, videos)
+    found = presence(folder, videos, others)
     if len(found.missing) == found.num_expected:
         raise ValueError(f"{found.describe()}. There is nothing to score.")
     if not (found.complete or allow_incomplete):
