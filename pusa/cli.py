@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from omegaconf import DictConfig
 
 from pusa import (
+    cli_cost,
     cli_data,
     cli_demo,
     cli_generate,
     cli_plan,
+    cli_published,
     cli_schedule,
     cli_train,
     cli_weights,
@@ -58,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     cli_data.add_commands(commands)
     cli_train.add_commands(commands)
     cli_plan.add_commands(commands)
+    cli_cost.add_commands(commands)
+    cli_published.add_commands(commands)
     cli_schedule.add_commands(commands)
     cli_demo.add_commands(commands)
     return parser

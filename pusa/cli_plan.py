@@ -17,8 +17,6 @@ log = logging.getLogger(__name__)
 
 
 def add_commands(commands) -> None:
-    from pusa.training.gpus import UTILISATION
-
     plan = commands.add_parser(
         "plan",
         help="does a training fit its GPUs, and what does it cost? exit code 1: it does not fit",
@@ -31,39 +29,45 @@ def add_commands(commands) -> None:
         "overrides", nargs="+", metavar="KEY=VALUE",
         help="experiment=NAME and further overrides of train.py, before the options",
     )  # fmt: skip
-    plan.add_argument("--gpu", default="h100-80g", help="its name (%(default)s); see docs")
     plan.add_argument("--gpus", type=int, help="default: trainer.devices * trainer.num_nodes")
-    plan.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(%(default)s)")
+    add_gpu_options(plan)
     plan.add_argument("--strategy", help="default: the config's; zero2 on several GPUs")
-    plan.add_argument("--price", type=float, metavar="DOLLARS", help="per GPU and hour")
-    plan.add_argument("--mfu", type=float, default=UTILISATION, metavar="SHARE",
-                      help="of the GPU's bf16 peak that is reached (%(default)s)")  # fmt: skip
     plan.add_argument("--no-search", action="store_true", help="not the largest that would fit")
     plan.add_argument("--json", metavar="FILE", help="write all figures; - prints them instead")
     plan.set_defaults(run=_plan)
 
 
+def add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    from pusa.training.gpus import UTILISATION
+
+    parser.add_argument("--gpu", default="h100-80g", help="its name (%(default)s); see docs")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="(%(default)s)")
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="per GPU and hour")
+    parser.add_argument("--mfu", type=float, default=UTILISATION, metavar="SHARE",
+                        help="of the GPU's bf16 peak that is reached (%(default)s)")  # fmt: skip
+
+
+def cluster_of(options: argparse.Namespace, count: int):
+    """So many GPUs, as the options of `add_gpu_options` have them."""
+    from pusa.training.gpus import Cluster, gpu_named
+
+    gpu = gpu_named(options.gpu)
+    return Cluster(gpu, count, options.gpus_per_node, options.price, options.mfu)
+
+
 def _plan(options: argparse.Namespace) -> None:
     from pusa.cli import compose_config
     from pusa.training import fitting
-    from pusa.training.gpus import Cluster, gpu_named
-    from pusa.training.plan import Planner
     from pusa.training.plan_report import PlanReport
 
     overrides = [*options.overrides, "name=plan"]
     cfg = compose_config("train", overrides)
     entry.check_additions(cfg, options.overrides)
     count = options.gpus or _devices(cfg)
-    cluster = Cluster(
-        gpu_named(options.gpu), count, options.gpus_per_node, options.price, options.mfu
-    )
-    if cfg.data.encode is None:
-        raise ValueError("this experiment trains on pixels, not on latents; `plan` knows no such.")
+    cluster = cluster_of(options, count)
     model = entry.build(cfg.model)
     job = read_job(cfg, options.strategy, count)
-    vae, vae_note = vae_part(model, job.size)
-    text, text_note = text_part(model)
-    planner = Planner(model, vae, text, _is_cast(model))
+    planner, notes = planner_of(model, job.size)
     by_policy = fitting.policies(planner, job, cluster)
     estimate = by_policy[job.checkpointing]
     need_search = not options.no_search or not estimate.fits
@@ -72,10 +76,17 @@ def _plan(options: argparse.Namespace) -> None:
     if not estimate.fits and found is not None:
         changes = fitting.changes(planner, job, cluster, found)
     name = next((w.partition("=")[2] for w in options.overrides if w.startswith("experiment=")), "")
-    report = PlanReport(
-        name or model.name, estimate, by_policy, found, changes, (vae_note, text_note)
-    )
+    report = PlanReport(name or model.name, estimate, by_policy, found, changes, notes)
     entry.show(report, options.json)
+
+
+def planner_of(model, size: tuple[int, int, int]):
+    """A planner of a model's trainings on clips of frames, height and width, and notes on it."""
+    from pusa.training.plan import Planner
+
+    vae, vae_note = vae_part(model, size)
+    text, text_note = text_part(model)
+    return Planner(model, vae, text, _is_cast(model)), (vae_note, text_note)
 
 
 def _is_cast(model) -> bool:
@@ -99,11 +110,14 @@ def _devices(cfg: DictConfig) -> int:
 
 
 def read_job(cfg: DictConfig, strategy: str | None, ranks: int):
-    """The training that a composed config describes, on so many processes."""
+    """The training that a composed config describes, on so many processes. ValueError for one that
+    cannot be planned."""
     from pusa.training.footprint import TRAINER_PRECISIONS
     from pusa.training.plan import Job
     from pusa.training.sharding import strategy_named
 
+    if cfg.data.encode is None:
+        raise ValueError("this experiment trains on pixels, not on latents; `plan` knows no such.")
     precision = cfg.trainer.precision
     if precision not in TRAINER_PRECISIONS:
         known = " or ".join(TRAINER_PRECISIONS)

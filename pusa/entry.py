@@ -71,17 +71,17 @@ def explain(error: BaseException) -> str:
 def check_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
     """ValueError for `+key=value` where nothing would read the key.
 
-    Additions are allowed inside a node with `_target_`, whose constructor checks its arguments.
+    Additions are allowed below a node with `_target_`, whose constructor checks its arguments.
     """
     for override in overrides:
         if not override.startswith("+"):
             continue
         key = override.lstrip("+").split("=")[0]
-        parent = key.rpartition(".")[0]
-        if key.split(".")[0] in ("experiment", "hydra"):
+        words = key.split(".")
+        if words[0] in ("experiment", "hydra"):
             continue
-        node = OmegaConf.select(cfg, parent) if parent else None
-        if not isinstance(node, DictConfig) or "_target_" not in node:
+        above = (OmegaConf.select(cfg, ".".join(words[:n])) for n in range(1, len(words)))
+        if not any(isinstance(node, DictConfig) and "_target_" in node for node in above):
             raise ValueError(
                 f"{key}: no such config key, nothing reads it; see --help for the keys."
             )

@@ -63,6 +63,8 @@ ROOF = {
     "pusa/cli_cache.py",
     "pusa/cli_train.py",
     "pusa/cli_plan.py",
+    "pusa/cli_cost.py",
+    "pusa/cli_published.py",
     "pusa/cli_schedule.py",
     "pusa/cli_demo.py",
     "pusa/entry.py",

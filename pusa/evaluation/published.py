@@ -2,7 +2,8 @@
 
 They are of "Unlocking Temporal Control in Pretrained Video Diffusion Models via Vectorized
 Timestep Adaptation" (Pusa V1.0, arXiv 2507.16116 v2): its Table 1, which repeats VBench's board and
-is of the whole suite, and Tables 3 to 5, of 750 videos that the paper does not name.
+is of the whole suite, and Tables 2 to 5, of 750 videos that the paper does not name. Table 2 prints
+totals alone; its rows are called here as in Table 5b, which has them in full.
 """
 
 import csv

@@ -79,7 +79,7 @@ class PlanReport:
         rows = [["GiB on rank 0", *(phase.name for phase in phases)]]
         rows += [[name, *(_gib(phase.items.get(name, 0)) for phase in phases)] for name in names]
         rows.append(["total", *(_gib(phase.total) for phase in phases)])
-        return _table(rows)
+        return table_of(rows)
 
     def _policies(self) -> str:
         rows = [["checkpointing", "GiB", "fits", "host GiB/node", "PFLOP/step", "s/step"]]
@@ -91,7 +91,7 @@ class PlanReport:
                 _gib(sum(one.host.values())), f"{passes * one.footprint.flops / 1e15:.3g}",
                 f"{one.step_seconds:.3g}" + mark,
             ])  # fmt: skip
-        return _table(rows, left=(0, 5))
+        return table_of(rows, left=(0, 5))
 
     def _around(self) -> str:
         nodes = self.estimate.cluster.nodes
@@ -99,7 +99,7 @@ class PlanReport:
         left += [[name, _gib(value)] for name, value in self.estimate.host.items() if value]
         right = [["disk, GiB", ""]]
         right += [[name, _gib(value)] for name, value in self.estimate.disk.items()]
-        return _table(left) + "\n\n" + _table(right)
+        return table_of(left) + "\n\n" + table_of(right)
 
     def _bill(self) -> str:
         one = self.estimate
@@ -176,7 +176,7 @@ def _gib(value: float) -> str:
     return f"{gib:.1f}" if gib >= 0.05 else "<0.1"
 
 
-def _table(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
+def table_of(rows: Sequence[Sequence[str]], left: Sequence[int] = (0,)) -> str:
     """Columns as wide as they need to be; the ones in `left` flush left."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
 
