@@ -13,6 +13,7 @@ from pusa import (
     cli_cost,
     cli_data,
     cli_demo,
+    cli_evaluate,
     cli_generate,
     cli_plan,
     cli_published,
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_cost.add_commands(commands)
     cli_published.add_commands(commands)
     cli_schedule.add_commands(commands)
+    cli_evaluate.add_commands(commands)
     cli_demo.add_commands(commands)
     return parser
 

@@ -51,6 +51,14 @@ def shared_data(tmp_path_factory) -> Path:
     return add_replica(folder)
 
 
+@pytest.fixture(scope="session")
+def done(tmp_path_factory):
+    """A tiny benchmark that ran once. What runs it again has to leave it as it is."""
+    from tests.evaluation.benchmarks_for_tests import finish
+
+    return finish(add_replica(tmp_path_factory.mktemp("benchmark")))
+
+
 @pytest.fixture
 def small_run(root, shared_data) -> Callable[..., DictConfig]:
     """Compose `experiment` with 16 training and 4 held-out clips, 4 steps and no wandb."""

@@ -67,6 +67,7 @@ ROOF = {
     "pusa/cli_published.py",
     "pusa/cli_schedule.py",
     "pusa/cli_demo.py",
+    "pusa/cli_evaluate.py",
     "pusa/entry.py",
     "train.py",
     "evaluate.py",

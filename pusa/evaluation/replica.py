@@ -37,6 +37,7 @@ from pusa.evaluation.systems import (
     shared_timestep_losses,
 )
 from pusa.evaluation.toy_result import result_of, setting_of, system
+from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
@@ -100,35 +101,37 @@ def evaluate_replica(
         }
 
     folder = Path(suite.output)
-    controls = {
-        "static copy": StaticCopy(),
-        "slow zoom": SlowZoom(),
-        "frame shuffle": FrameShuffle(lambda i, seed: video_path(folder, "VTA", seed, i.index)),
-        "codec": Codec(partial(codec_roundtrip, vae)),
-        "ground truth": GroundTruth(),
-    }
+    controls = _controls(folder, vae)
     run = partial(_compare, items=items, suite=suite, progress=progress, part=part)
     own = {n: content_key(k, repr(task)) for n, k in keys.items()}
-    rows = run(
-        folder,
-        systems(task) | controls,
-        own | {"codec": codec, "frame shuffle": own["VTA"]},
-    )
+    own |= {"codec": codec, "frame shuffle": own["VTA"]}
+    rows = run(folder, systems(task) | controls, own)
     retention_rows = run(folder / "t2v", systems(TEXT_TO_VIDEO), keys)
     if part.count > 1:
         return None
     retention = _retention(retention_rows, backbones, model, vae, text_encoder, items)
     facts = _facts(model, task, sampler, suite, items)
     facts["equal sigmas"] = scalar_agreement(backbones["VTA"], model, text_encoder, items[0])
-    setting = setting_of(items, suite.seeds)
+    manifest = partial(manifest_of_model, setting_of(items, suite.seeds), model, sampler, task)
     plan = plan_of(model, sampler, task, items[0].scene.num_frames)
     described = [
-        system(n, facts[n], manifest_of_model(setting, model, sampler, task, of), plan)
-        for n, of in {"base": (), "VTA": record_loras(loras)}.items()
-    ] + [system(n, "", None, None) for n in controls]
+        system("base", facts["base"], manifest(()), plan),
+        system("VTA", facts["VTA"], manifest(record_loras(loras)), plan),
+        *(system(name, "", None, None) for name in controls),
+    ]
     page = write_outputs(folder, result_of(folder, rows, items, described, facts, retention))
     _sheet(folder, items, suite.seeds[0], [*backbones, *controls])
     return page
+
+
+def _controls(folder: Path, vae: VideoVAE) -> dict[str, System]:
+    return {
+        "static copy": StaticCopy(),
+        "slow zoom": SlowZoom(),
+        "frame shuffle": FrameShuffle(lambda i, seed: video_path(folder, "VTA", seed, i.index)),
+        "codec": Codec(partial(codec_roundtrip, vae)),
+        "ground truth": GroundTruth(),
+    }
 
 
 def check_trained(lora: str, name: str) -> None:

@@ -1,7 +1,10 @@
 """Tiny benchmarks: photographs, a base and a LoRA of random numbers, two steps of sampling."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 import evaluate
 from pusa.weights.lora import write_lora
@@ -28,3 +31,26 @@ def runner(root: Path) -> Run:
         return Path(cfg.suite.output)
 
     return run
+
+
+@dataclass(frozen=True)
+class Done:
+    """A benchmark that ran: its output, its root, and what runs it again."""
+
+    folder: Path
+    root: Path
+    again: Run
+
+
+def finish(root: Path) -> Done:
+    """Four photographs, of which the four dimensions score three, two samples each, base, VTA and
+    all controls."""
+    run = runner(root)
+    dimensions = "temporal_flickering,dynamic_degree,motion_smoothness,imaging_quality"
+
+    def again(*overrides: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PUSA_ROOT", str(root))
+            return run(f"suite.dimensions=[{dimensions}]", *overrides)
+
+    return Done(again(), root, again)

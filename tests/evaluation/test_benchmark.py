@@ -2,16 +2,23 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pusa.data import video
 from pusa.entry import root_cause
 from pusa.evaluation import makers
+from pusa.evaluation.benchmark import Benchmark
+from pusa.evaluation.lanes import Networks
 from pusa.evaluation.metrics import ledger
+from pusa.evaluation.prompts import Photos
+from pusa.weights.lora import write_lora
 from tests.conftest import run_pusa
 from tests.evaluation.benchmarks_for_tests import ALONE, CHEAP
+from tests.weights.conftest import make_adapter, make_twin
 
 ENDINGS = (".txt", ".md", ".json", ".csv", ".tex", ".html", "_videos.csv")
 DATA = ("standin.json", "standin.csv", "standin_videos.csv")
@@ -210,11 +217,6 @@ def test_text_to_video_is_given_no_image_and_a_task_of_two_is_refused(bench):
 
 
 def test_two_experts_have_a_strength_each(bench, root):
-    from dataclasses import replace
-
-    from pusa.weights.lora import write_lora
-    from tests.weights.conftest import make_adapter, make_twin
-
     adapter = make_adapter(make_twin("wan22_t2v_a14b_tiny"), 2, 2.0, every=10)
     for expert in ("high", "low"):
         write_lora(replace(adapter, expert=expert), root / "run" / expert / "lora.safetensors")
@@ -248,3 +250,48 @@ def test_what_cannot_be_is_told_at_once_before_any_video(bench, root, counted):
                   "suite.seeds=[0]", "+suite.entries.VTA.lora_strength=1")  # fmt: skip
     assert "suite.entries.VTA: lora_strength: unknown" in why
     assert counted == {"made": 0, "measured": 0}
+
+
+ROWS = {"base": {}, "VTA": {"lora": ["x.safetensors"]}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dimensions": ["i2v_subjekt"]}, "i2v_subjekt: unknown; .* suite.dimensions of i2v_sub"),
+        ({"controls": ["still"]}, "still: unknown; suite.controls are of static copy"),
+        ({"contender": "Vta"}, "suite.contender='Vta' is none of base, VTA"),
+        ({"baseline": "bass"}, "suite.baseline='bass' is none of base, VTA"),
+        ({"baseline": "VTA"}, "suite.contender and suite.baseline are both 'VTA'"),
+        ({"seeds": []}, "name each seed once, one at least"),
+        ({"seeds": [1, 1]}, "name each seed once, one at least"),
+        ({"table": "9"}, "suite.table='9' is none of 1, "),
+        ({"entries": ROWS | {"a/b": {}}}, "'a/b' cannot name a row"),
+        ({"entries": ROWS | {"": {}}}, "'' cannot name a row"),
+        ({"entries": ROWS | {"x*": {}}}, r"'x\*' cannot name a row"),
+        ({"entries": ROWS | {"slow zoom": {}}}, "'slow zoom' cannot name a row"),
+        (
+            {"entries": ROWS | {"x": {"steps": 4}}},
+            "entries.x: steps: unknown; a row has lora",
+        ),
+        ({"entries": ROWS | {"VTA": {"without": "no files"}}}, "'VTA' cannot be made: no files"),
+    ],
+)
+def test_a_config_that_means_nothing_is_refused_by_the_name_of_its_fault(changes, message):
+    given: dict[str, Any] = {
+        "prompts": Photos(), "seeds": [0], "entries": ROWS, "contender": "VTA", "baseline": "base",
+        "networks": Networks(), "output": "out",
+    }  # fmt: skip
+    assert Benchmark(**given).entries["base"].lora == ()
+    numbered: dict[str, Any] = given | {"table": 1}  # as YAML has it
+    assert Benchmark(**numbered).table == "1"
+    with pytest.raises(ValueError, match=message):
+        Benchmark(**given | changes)
+
+
+def test_a_baseline_that_cannot_be_made_leaves_the_others_and_a_note(bench):
+    folder = bench(*SMALL, "suite.controls=[]", "+suite.entries.base.without='its files are lost'")
+    told = json.loads((folder / "standin.json").read_text())
+    assert [s["name"] for s in told["systems"]] == ["VTA"]
+    assert told["comparisons"] == []
+    assert "base is not here: its files are lost" in told["warnings"]

@@ -13,13 +13,14 @@ from pusa.evaluation.results import Column, Comparison
 from pusa.evaluation.scoring import QUANTITIES, SCALES, VideoScore, dimension_scores, totals
 from pusa.evaluation.stats import Contrast, Interval
 from pusa.evaluation.summary import SEED, cells_of, compare_systems, verdict
+from pusa.metrics.registry import Better
 from tests.evaluation.simulated import nested, one_dimension, whole_suite
 
 SMOOTH = Column("motion_smoothness", "Quality", "higher")
 SIZES = {"subject": 6, "background": 5, "camera": 4}
 
 
-def column(name: str, better="higher") -> Column:
+def column(name: str, better: Better = "higher") -> Column:
     return Column(name, "group", better)
 
 
