@@ -23,6 +23,7 @@ from pusa.evaluation.baselines import (
 )
 from pusa.evaluation.compare import compare, video_path
 from pusa.evaluation.conclusion import plan_of
+from pusa.evaluation.entries import Entry
 from pusa.evaluation.outputs import write_outputs
 from pusa.evaluation.pictures import contact_sheet
 from pusa.evaluation.provenance import manifest_of_model, record_loras
@@ -41,7 +42,7 @@ from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
-from pusa.pipelines.loras import PlacedLoRA, place_loras
+from pusa.pipelines.loras import PlacedLoRA, Strength, place_loras
 from pusa.pipelines.parts import Part
 from pusa.pipelines.placements import multipliers_of, place_unseen
 from pusa.pipelines.positions import Timing
@@ -60,7 +61,7 @@ class Suite:
     source: Source
     seeds: tuple[int, ...]
     lora: str
-    strength: float
+    strength: Strength
     output: str
 
     def __post_init__(self):
@@ -225,7 +226,7 @@ def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> d
     return {
         "task": f"{task.name} ({given or 'nothing given'})",
         "base": f"{model.name}, {model.weights}",
-        "VTA": f"{suite.lora}, strength {suite.strength:g}",
+        "VTA": Entry(lora=(suite.lora,), strength=suite.strength).describe(),
         "sampling": f"{sampler.num_steps} {sampler.method.capitalize()} steps, "
         f"guidance {sampler.guidance_scale:g}, shift {sampler.flow(model.flow).shift:g}"
         + ("" if sampler.plan is None else f", {sampler.plan}"),
