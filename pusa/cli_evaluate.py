@@ -60,7 +60,7 @@ def _export(options: argparse.Namespace) -> None:
     from pusa.evaluation.official import export_videos
 
     videos = find_finished(options.system).videos()
-    if not videos:
+    if not any(path.is_file() for _, path in videos):
         raise ValueError(
             f"{options.system}: its videos were made by others and are where they were; export is "
             "for those that evaluate.py made."

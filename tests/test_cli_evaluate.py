@@ -104,6 +104,29 @@ def test_scores_of_networks_that_were_used_before_are_passed_over(done, copied, 
     assert [row["mean"] for row in ours] == [row["mean"] for row in theirs]
 
 
+def test_videos_of_an_earlier_larger_suite_are_no_part_of_it(done, copied, tmp_path):
+    """They stay in the folder, and their scores in the ledger."""
+    videos = copied / "videos" / "VTA"
+    names = json.loads((videos / "videos.json").read_text())
+    fewer = [name for name in names if "cat" not in name]
+    assert 0 < len(fewer) < len(names)
+    (videos / "videos.json").write_text(json.dumps(fewer))
+    file = tmp_path / "found.json"
+    assert run_pusa("compare", copied, f"{done.folder}:base", "--json", file) == 0
+    means = {(r["system"], r["metric"]): r for r in json.loads(file.read_text())["means"]}
+    assert means[str(copied), "temporal_flickering"]["num_clips"] == 2
+    assert run_pusa("vbench", "export", copied, tmp_path / "export") == 0
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == sorted(fewer)
+
+
+def test_videos_of_others_are_not_exported(copied, tmp_path, capsys):
+    for path in (copied / "videos" / "VTA").glob("*.mp4"):
+        path.unlink()
+    assert run_pusa("vbench", "export", copied, tmp_path / "export") == 1
+    assert "made by others and are where they were" in capsys.readouterr().err
+    assert run_pusa("compare", copied, f"{copied}:base") == 0  # their scores are here
+
+
 def test_videos_go_where_vbench_looks(done, tmp_path, capsys):
     target = tmp_path / "export"
     for _ in range(2):

@@ -19,6 +19,7 @@ from pusa.evaluation.lanes import (
     lanes_of,
     record_of,
     score,
+    write_records,
 )
 from pusa.evaluation.makers import CONTROLS, Bars, Size
 from pusa.evaluation.naming import BackboneRecord
@@ -145,6 +146,7 @@ def evaluate_benchmark(
     scores = {lane.name: score(lane, ready, folder / "scores", part, progress) for lane in lanes}
     if part.count > 1:
         return None
+    write_records(lanes, folder / "videos")
     result = conclude(
         suite, lanes, scores, bench.contender, baseline, records, missing, changes,
         bench.table if bench.published else "",

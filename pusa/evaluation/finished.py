@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pusa.evaluation.conclusion import columns_of
-from pusa.evaluation.lanes import MANIFEST
+from pusa.evaluation.lanes import MANIFEST, VIDEOS
 from pusa.evaluation.manifest import Manifest, compare_manifests, read_manifest
 from pusa.evaluation.metrics.ledger import Measured
 from pusa.evaluation.naming import Basis, common, file_stem, title
@@ -28,19 +28,22 @@ VBENCH = "VBench"
 
 @dataclass(frozen=True)
 class Finished:
-    """A system of a finished benchmark. text: as it was named; folder: the benchmark's."""
+    """A system of a finished benchmark. text: as it was named; folder: the benchmark's; names: of
+    its videos."""
 
     text: str
     folder: Path
     system: str
     manifest: Manifest
+    names: tuple[str, ...]
 
     def videos(self) -> list[tuple[SuiteVideo, Path]]:
-        """By name; none where they are the finished videos of others, which are elsewhere."""
+        """Where they are, unless they are the finished videos of others, which are elsewhere."""
         found = []
-        for path in sorted((self.folder / "videos" / self.system).glob("*.mp4")):
-            stem, sample = _named(path.name)
-            found.append((SuiteVideo(0, Prompt(stem, stem, "", "", ()), sample), path))
+        for name in self.names:
+            stem, sample = _named(name)
+            one = SuiteVideo(0, Prompt(stem, stem, "", "", ()), sample)
+            found.append((one, self.folder / "videos" / self.system / name))
         return found
 
     def scores(self) -> list[VideoScore]:
@@ -48,7 +51,7 @@ class Finished:
 
         ValueError where a video has none, has changed since, or scores cannot be told apart.
         """
-        marks = {path.name: fingerprint(path) for _, path in self.videos()}
+        marks = {path.name: fingerprint(path) for _, path in self.videos() if path.is_file()}
         found: dict[tuple[str, str], Measured] = {}
         for row in self._rows():
             if marks.get(row.video, row.fingerprint.split("+")[0]) != row.fingerprint.split("+")[0]:
@@ -59,10 +62,11 @@ class Finished:
                     f"{self.text}: {row.video!r} is scored twice in {row.dimension}, from other "
                     "files; evaluate into a new folder."
                 )
-        unscored = sorted(marks.keys() - {video for _, video in found})
-        if unscored or not found:
-            what = few(unscored, "videos") if unscored else "its videos"
-            raise ValueError(f"{self.text}: no scores of {what}; run evaluate.py again.")
+        unscored = sorted({*self.names} - {video for _, video in found})
+        if unscored:
+            raise ValueError(
+                f"{self.text}: no scores of {few(unscored, 'videos')}; run evaluate.py again."
+            )
         return [
             VideoScore(row.dimension, *_named(row.video), row.score, row.num_frames)
             for row in found.values()
@@ -72,6 +76,7 @@ class Finished:
         folder = self.folder / "scores"
         files = [folder / f"{self.system}.jsonl"]
         files += sorted(folder.glob(f"{glob.escape(self.system)}.*-of-*.jsonl"))
+        names = set(self.names)
         used = {
             name: ("" if record.id == NO_NETWORK else record.id, record.sha256)
             for name, record in self.manifest.backbones.items()
@@ -80,7 +85,8 @@ class Finished:
             row
             for file in files
             for row in read_rows(file, Measured)
-            if used.get(row.dimension) == (row.backbone, row.sha256)
+            if row.video in names
+            and used.get(row.dimension) == (row.backbone, row.sha256)
             and row.resize == self.manifest.resize
         ]
 
@@ -96,9 +102,10 @@ def find_finished(text: str) -> Finished:
         made = sorted(path.parent.name for path in record.parent.parent.glob(f"*/{MANIFEST}"))
         raise ValueError(
             f"{text}: {system!r} has no {record}, which evaluate.py writes when all its videos are "
-            f"made; there are: {', '.join(made) or 'none'}."
+            f"scored; there are: {', '.join(made) or 'none'}."
         )
-    return Finished(text, Path(folder), system, read_manifest(record))
+    names = json.loads((record.parent / VIDEOS).read_text("utf-8"))
+    return Finished(text, Path(folder), system, read_manifest(record), tuple(names))
 
 
 def compare_finished(ours: Finished, theirs: Finished, allow: Collection[str]) -> Result:

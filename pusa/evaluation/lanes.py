@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pusa.atomic import write_json
 from pusa.evaluation.backbones.registry import Source, choose
 from pusa.evaluation.entries import Entry
 from pusa.evaluation.makers import (
@@ -52,6 +53,7 @@ from pusa.pipelines.tasks import Task
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"  # beside the videos that it is of
+VIDEOS = "videos.json"  # their names: the folder may hold others of an earlier, larger suite
 
 
 @dataclass(frozen=True)
@@ -183,10 +185,10 @@ def check_alike(
     assert ours is not None
     found = {}
     for lane in lanes:
+        if lane.name == contender:
+            continue
         # Of controls nothing is known but how they are measured.
-        theirs = lane.manifest or replace(
-            ours, backbones=setting.backbones, resize=setting.resize, missing=ours.missing
-        )
+        theirs = lane.manifest or replace(ours, backbones=setting.backbones, resize=setting.resize)
         try:
             found[lane.name] = [str(c) for c in compare_manifests(ours, theirs, allow)]
         except ValueError as error:
@@ -197,8 +199,7 @@ def check_alike(
 def generate(
     lanes: Sequence[Lane], folder: Path, part: Part, progress: Bars, overwrite: bool
 ) -> None:
-    """Make this part's videos that are missing, row by row; a manifest for each row, once it is
-    whole. folder: of all rows' videos.
+    """Make this part's videos that are missing, row by row. folder: of all rows' videos.
 
     ValueError, before any is made, for videos that a model made otherwise. Controls follow the
     videos that they are made from.
@@ -207,13 +208,18 @@ def generate(
     for lane in lanes:
         missing = todo[lane.name] if lane.manifest else _unmade(lane, part, overwrite=True)
         log.info("%s: %d videos, %d to be made.", lane.name, len(lane.works), len(missing))
-        record = folder / lane.name / MANIFEST
-        if missing:
-            record.unlink(missing_ok=True)  # it is true of all videos or it is not there
+        if missing:  # a manifest is true of all videos or it is not there
+            (folder / lane.name / MANIFEST).unlink(missing_ok=True)
         if lane.maker is not None:
             _make(lane.maker, missing, progress(f"{lane.name}: videos"))
-        if lane.manifest is not None and part.count == 1:
-            write_manifest(record, lane.manifest)
+
+
+def write_records(lanes: Sequence[Lane], folder: Path) -> None:
+    """What tells other programs of rows that are made and scored; folder: of all rows' videos."""
+    for lane in lanes:
+        if lane.manifest is not None and lane.imported is None:
+            write_json(folder / lane.name / VIDEOS, [work.path.name for work in lane.works])
+            write_manifest(folder / lane.name / MANIFEST, lane.manifest)
 
 
 def _unmade(lane: Lane, part: Part, overwrite: bool) -> list[Work]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_pusa
 from tests.evaluation.benchmarks_for_tests import ALONE, CHEAP
 from tests.evaluation.test_benchmark import means, refused
 
 UNKNOWN = "prompt_rewriting,codec,crf"  # of videos without a manifest
+ALLOWED = (*UNKNOWN.split(","), "backbones")
 
 
 @pytest.fixture
@@ -37,6 +39,8 @@ def test_videos_of_others_are_scored_as_they_are(bench, done, videos):
     assert "sampling" not in told["facts"]
     assert told["systems"][0]["manifest"]["weights"] == "unknown"
     assert sorted(p.suffix for p in videos.iterdir()) == [".mp4"] * 6  # nothing is written there
+    assert run_pusa("compare", folder, f"{done.folder}:base") == 1
+    assert run_pusa("compare", folder, f"{done.folder}:base", "--allow", *ALLOWED) == 0
 
 
 def test_videos_of_whose_making_nothing_is_known_are_compared_only_if_told(bench, done, videos):

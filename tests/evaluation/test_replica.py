@@ -7,7 +7,8 @@ import pytest
 
 import evaluate
 import train
-from pusa.evaluation import compare
+from pusa.entry import build
+from pusa.evaluation import compare, replica
 from tests.conftest import compose_config
 
 
@@ -81,6 +82,15 @@ def test_parts_put_together_give_the_table_of_the_whole(trained, monkeypatch):
     assert not (folder / "scores.jsonl").exists()  # nothing was left to be scored
     for name in ("toy_suite.json", "toy_suite.csv", "toy_suite_videos.csv"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_strength_for_each_expert_is_told(root):
+    cfg = compose_config(
+        "evaluate", "experiment=tiny_vta", "name=x", "suite.strength={high: 1.5, low: 1.4}"
+    )
+    model, task, sampler, suite = map(build, (cfg.model, cfg.task, cfg.sampler, cfg.suite))
+    facts = replica._facts(model, task, sampler, suite, [])
+    assert facts["VTA"].endswith("strength high 1.5, low 1.4")
 
 
 def test_evaluation_without_a_lora_says_how_to_make_one(root):
