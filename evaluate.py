@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     """Generate the suite with every row, score, write tables and page."""
     entry.prepare_process(cfg, overrides)
+    if "published" in cfg.suite and "entries" not in cfg.suite:
+        raise ValueError("--published: no table of the paper is like this suite; use suite=photos, "
+                         "vbench_i2v or folder.")  # fmt: skip
     part = read_part(cfg.part)
     model, sampler, suite = map(entry.build, (cfg.model, cfg.sampler, cfg.suite))
     shared = {"name": cfg.name, "progress": entry.progress_bars, "part": part}
@@ -63,5 +66,5 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     # Flags as other programs have them, beside hydra's own.
-    sys.argv[1:] = ["suite.published=true" if a == "--published" else a for a in sys.argv[1:]]
+    sys.argv[1:] = ["++suite.published=true" if a == "--published" else a for a in sys.argv[1:]]
     main()

@@ -171,6 +171,12 @@ def test_the_flag_may_stand_before_and_after_the_overrides(words):
     assert "published: true" in done.stdout
 
 
+def test_a_suite_without_rows_has_none_of_the_paper_beside_it(root):
+    cfg = compose_config("evaluate", "experiment=tiny_vta", "name=x", "++suite.published=true")
+    with pytest.raises(ValueError, match=r"--published: no table .* suite=photos"):
+        evaluate.evaluate(cfg)
+
+
 RUN = Training("experiment=one", "outputs/one", "rank 8")
 
 
