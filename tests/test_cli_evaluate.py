@@ -47,6 +47,10 @@ def test_shares_of_a_work_are_read_as_the_whole(done, copied, tmp_path):
         whole.unlink()
         for i in range(2):
             whole.with_name(f"{system}.{i}-of-2.jsonl").write_text("".join(lines[i::2]))
+        other = whole.with_name(f"{system}.x.0-of-2.jsonl")  # of a row whose name goes on
+        other.write_text(lines[0].replace('"fingerprint": "', '"fingerprint": "9'))
+        for path in (copied / "videos" / system).glob("*.mp4"):
+            path.unlink()  # so that the file's name alone tells
     files = tmp_path / "whole.json", tmp_path / "parts.json"
     for folder, file in zip((done.folder, copied), files, strict=True):
         assert run_pusa("compare", f"{folder}:VTA", f"{folder}:base", "--json", file) == 0

@@ -1,7 +1,6 @@
 """Finished benchmarks: what their folders say of a system, and two systems held against each other
 wherever they were evaluated. Generates and measures nothing."""
 
-import glob
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -73,9 +72,8 @@ class Finished:
         ]
 
     def _rows(self) -> list[Measured]:
-        folder = self.folder / "scores"
-        files = [folder / f"{self.system}.jsonl"]
-        files += sorted(folder.glob(f"{glob.escape(self.system)}.*-of-*.jsonl"))
+        own = re.compile(rf"{re.escape(self.system)}(\.\d+-of-\d+)?\.jsonl")  # of parts, too
+        files = [f for f in sorted(self.folder.glob("scores/*")) if own.fullmatch(f.name)]
         names = set(self.names)
         used = {
             name: ("" if record.id == NO_NETWORK else record.id, record.sha256)

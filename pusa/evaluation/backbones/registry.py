@@ -244,7 +244,7 @@ def _root(backbone: Backbone, folder: str | Path | None) -> Path:
     if backbone.code and not (root / backbone.code).is_dir():
         raise ValueError(
             f"{backbone.id}: {root / backbone.code} is missing; clone {backbone.code_origin} there "
-            f"(licence: {backbone.licence}), or set {FOLDER} or backbones.folder."
+            f"(licence: {backbone.licence}), or set {FOLDER} or suite.networks.folder."
         )
     return root
 
@@ -254,7 +254,7 @@ def _checked(backbone: Backbone, root: Path, file: File, pins: Mapping[str, str]
     if not path.exists():
         raise ValueError(
             f"{backbone.id}: {path} is missing; get it from {file.origin} (licence: "
-            f"{backbone.licence}), or set {FOLDER} or backbones.folder."
+            f"{backbone.licence}), or set {FOLDER} or suite.networks.folder."
         )
     found, expected = digest(path), file.sha256 or pins.get(file.path)
     if expected and found != expected:
