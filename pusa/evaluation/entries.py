@@ -171,7 +171,10 @@ def check_entries(entries: Mapping[str, Entry], name: str) -> None:
     lines += [f"{', '.join(of)}: {path}: not there." for path, of in rows.items()]
     if commands:
         trains = [c for c in commands if c.startswith("python train.py")]
-        lines += ["Train (its file says on which GPUs, with which clips; give it the same model=) and export:", *trains]
+        lines.append(
+            "Train (its file says on which GPUs, with which clips; give it the same model=) and export:"
+        )
+        lines += trains
         lines += [command for command in commands if command not in trains]
     if lines:
         raise ValueError("\n  ".join(lines) if len(lines) == 1 else "\n  ".join(["", *lines]))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pusa.data import video
 from pusa.evaluation.clip_suite import clip_items
+from pusa.evaluation.entries import Entry
 from pusa.evaluation.replica import Bars, check_trained, model_key
 from pusa.evaluation.suite import ClipItem, toy_suite
 from pusa.evaluation.systems import codec_roundtrip
@@ -18,7 +19,7 @@ from pusa.evaluation.tasks_report import BASE, OURS, write_tables
 from pusa.evaluation.tasks_systems import Controlled, Producer, Work, all_work, controls_of
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
-from pusa.pipelines.loras import place_loras
+from pusa.pipelines.loras import Strength, place_loras
 from pusa.pipelines.parts import Part
 from pusa.pipelines.positions import Timing
 from pusa.pipelines.prepare import Source
@@ -40,7 +41,7 @@ class TaskSuite:
     source: Source
     seeds: tuple[int, ...]
     lora: str
-    strength: float
+    strength: Strength
     output: str
     tasks: Mapping[str, Task]
     num_keyframes: int
@@ -92,7 +93,7 @@ def evaluate_tasks(
         _draw(folder / f"tasks_{group}.png", of_group)
     facts = {
         "base": f"{model.name}, {model.weights}",
-        "VTA": f"{suite.lora}, strength {suite.strength:g}",
+        "VTA": Entry(lora=(suite.lora,), strength=suite.strength).describe(),
         "sampling": f"{sampler.num_steps} {sampler.method.capitalize()} steps, guidance "
         f"{sampler.guidance_scale:g}, shift {sampler.flow(model.flow).shift:g}",
         "clips": f"{len(items)} {_kind(suite.source)}, seeds {', '.join(map(str, suite.seeds))}",

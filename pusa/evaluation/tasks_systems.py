@@ -18,6 +18,7 @@ from pusa.evaluation.suite import ClipItem
 from pusa.evaluation.tasks_cases import Case, media_of, seam_of
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
+from pusa.pipelines.loras import Strength
 from pusa.pipelines.produce import Description, produce
 from pusa.pipelines.studio import Studio
 
@@ -45,7 +46,7 @@ class Producer:
     studio: Studio
     sampler: Sampler
     lora: tuple[str, ...]
-    strength: float
+    strength: Strength
     key: str
     media: Path
 
