@@ -172,7 +172,8 @@ def check_entries(entries: Mapping[str, Entry], name: str) -> None:
     if commands:
         trains = [c for c in commands if c.startswith("python train.py")]
         lines.append(
-            "Train (its file says on which GPUs, with which clips; give it the same model=) and export:"
+            "Train (its file says on which GPUs, with which clips; give it the same model=) and "
+            "export:"
         )
         lines += trains
         lines += [command for command in commands if command not in trains]
