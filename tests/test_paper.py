@@ -200,6 +200,14 @@ def test_a_row_takes_the_weights_of_its_training():
         Entry(trained_by=RUN)
 
 
+def test_finished_videos_stand_in_the_place_of_a_rows_training_and_sampling():
+    row = Entry(trained_by=RUN, checkpoint=3, strength=1.4, num_steps=10, videos="theirs")
+    assert (row.trained_by, row.lora, row.num_steps) == (None, (), None)
+    assert row.describe() == "theirs"
+    with pytest.raises(ValueError, match="theirs: what is finished has no lora, strength"):
+        Entry(videos="theirs", strength=1.4)
+
+
 def test_what_is_handed_in_takes_the_place_of_what_would_be_made():
     own = Entry(trained_by=RUN, checkpoint=3, lora=("mine.safetensors",))
     assert (own.trained_by, own.lora) == (None, ("mine.safetensors",))

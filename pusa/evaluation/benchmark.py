@@ -4,7 +4,7 @@ Resumable in every step, and in shares: videos that are there and scores that ar
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,13 +67,16 @@ class Benchmark:
 
     def __post_init__(self):
         for name in ("seeds", "controls", "dimensions", "allow"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, _listed(name, getattr(self, name)))
         object.__setattr__(self, "table", str(self.table))  # a 1 of YAML is a number
         rows = {str(name): row for name, row in self.entries.items() if row is not None}
         rows = {name: read_entry(name, row) for name, row in rows.items()}
         object.__setattr__(self, "entries", rows)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"suite.seeds={list(self.seeds)}; name each seed once, one at least.")
+        numbers = all(type(seed) is int for seed in self.seeds)
+        if not (self.seeds and numbers) or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(
+                f"suite.seeds={list(self.seeds)}; name whole numbers, each once, one at least."
+            )
         self._check_rows()
         unknown = [c for c in self.controls if c not in CONTROLS]
         unknown += [d for d in self.dimensions if d not in KNOWN]
@@ -154,6 +157,12 @@ def evaluate_benchmark(
     left = {n: entry.without for n, entry in bench.entries.items() if entry.without}
     notes = tuple(f"{n} is not here: {why}" for n, why in left.items())
     return write_outputs(folder, replace(result, warnings=(*result.warnings, *notes)))
+
+
+def _listed(name: str, values: Iterable) -> tuple:
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise ValueError(f"suite.{name}={values!r} is no list; write suite.{name}=[{values}].")
+    return tuple(values)
 
 
 def _is_measured(bench: Benchmark, rows: Mapping[str, Entry]) -> bool:

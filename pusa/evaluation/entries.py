@@ -80,14 +80,20 @@ class Entry:
             raise ValueError("an entry has videos or results, not both.")
         foreign = self.videos or self.results
         run = self.trained_by
+        if run is not None and foreign:  # which stand in place of its training and its sampling
+            object.__setattr__(self, "strength", 1.0)
+            object.__setattr__(self, "num_steps", None)
         if run is not None:
             run = Training(**run) if isinstance(run, Mapping) else run
             object.__setattr__(self, "trained_by", run)
             self._take_weights(run)
         if self.lora or self.weights or foreign:
             object.__setattr__(self, "without", "")
-        if foreign and (self.lora or self.num_steps or self.weights or self.model):
-            raise ValueError(f"{foreign}: what is finished has no lora, num_steps or weights.")
+        sampled = self.lora or self.num_steps or self.weights or self.model or self.strength != 1.0
+        if foreign and sampled:
+            raise ValueError(
+                f"{foreign}: what is finished has no lora, strength, num_steps, weights or model."
+            )
 
     def _take_weights(self, run: Training) -> None:
         """The run's, unless others are given."""
@@ -157,6 +163,12 @@ def read_entry(name: str, row: Entry | Mapping) -> Entry:
     return Entry(**row)
 
 
+def _remedy(entry: Entry, name: str) -> str:
+    if entry.is_sampled:
+        return f"train it first, with train.py and the same name={name}"
+    return "name the folder of its finished videos, or VBench's results"
+
+
 def check_entries(entries: Mapping[str, Entry], name: str) -> None:
     """ValueError that lists every file that is not there, with what makes it."""
     lines, commands, rows = [], dict[str, None](), dict[str, list[str]]()
@@ -166,7 +178,7 @@ def check_entries(entries: Mapping[str, Entry], name: str) -> None:
                 commands |= dict.fromkeys(entry.trained_by.commands(entry.checkpoint))
                 rows.setdefault(path, []).append(row)
             else:
-                remedy = entry.made_by or f"train it first, with train.py and the same name={name}"
+                remedy = entry.made_by or _remedy(entry, name)
                 lines.append(f"{row}: {path}: not there; {remedy}.")
     lines += [f"{', '.join(of)}: {path}: not there." for path, of in rows.items()]
     if commands:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pusa.atomic import write_json
-from pusa.evaluation.backbones.registry import Source, choose
+from pusa.evaluation.backbones.registry import SOURCES, Source, choose
 from pusa.evaluation.entries import Entry
 from pusa.evaluation.makers import (
     Bars,
@@ -41,6 +41,7 @@ from pusa.evaluation.provenance import (
     manifest_of_model,
     manifest_of_results,
     manifest_of_videos,
+    require_alike,
 )
 from pusa.evaluation.scoring import VideoScore
 from pusa.evaluation.vbench_suite import PromptSuite, SuiteVideo
@@ -66,6 +67,12 @@ class Networks:
     pins: Mapping[str, str] = field(default_factory=dict)
     resize: Resize = "board"
     device: str = "auto"
+
+    def __post_init__(self):
+        if self.source not in SOURCES:
+            raise ValueError(
+                f"suite.networks.source={self.source!r} is none of {', '.join(SOURCES)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -180,11 +187,13 @@ def check_alike(
     lanes: Sequence[Lane], contender: str, setting: Setting, allow: Sequence[str]
 ) -> dict[str, list[str]]:
     """By row, in what it differs from the contender, in words. ValueError, with the row's name, if
-    the two are not to be compared."""
+    the two are not to be compared, and for finished videos that differ among themselves."""
     ours = next(lane.manifest for lane in lanes if lane.name == contender)
     assert ours is not None
     found = {}
     for lane in lanes:
+        if lane.manifest is not None and lane.maker is None:
+            require_alike(lane.manifest, [work.path for work in lane.works], allow)
         if lane.name == contender:
             continue
         # Of controls nothing is known but how they are measured.

@@ -1,6 +1,7 @@
 """Manifests of what is evaluated here: of a model that samples, of a folder of finished videos."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pusa.pipelines.tasks import Task
 UNKNOWN = "unknown"
 NO_NETWORK = "none needed"  # the id of a dimension that asks none
 CODEC = "h264, yuv420p"  # of video.write_video
+SAME_RATE = 1e-3  # containers keep rates as fractions of whole numbers
 
 
 @dataclass(frozen=True)
@@ -83,11 +85,25 @@ def manifest_of_videos(setting: Setting, name: str, first: Path, missing: int) -
 
     first: one of them, whose size and rate are taken for all. missing: how many are not there.
     """
-    info = video.read_frames(first)[1]
+    info = video.read_frames(first, 1)[1]
     setting = replace(
         setting, height=info.height, width=info.width, num_frames=info.num_frames, fps=info.fps
     )
     return _foreign(setting, name, missing)
+
+
+def require_alike(manifest: Manifest, videos: Iterable[Path], allow: Collection[str]) -> None:
+    """ValueError for a finished video of another size, length or rate than its manifest says,
+    unless `allow` names the field; VideoError for one that cannot be read."""
+    for path in videos:
+        info = video.read_frames(path, 1)[1]
+        for name in ("height", "width", "num_frames", "fps"):
+            own, told = getattr(info, name), getattr(manifest, name)
+            if name not in allow and not math.isclose(own, told, rel_tol=SAME_RATE):
+                raise ValueError(
+                    f"{path}: has {name}={own:g}, the others of its row {told:g}; make it as they "
+                    f"are, or allow: {name}."
+                )
 
 
 def manifest_of_results(setting: Setting, name: str, source: str, missing: int) -> Manifest:

@@ -88,8 +88,8 @@ def _factor(strength: Strength, expert: str | None) -> float:
                 "give one number to a model of one network."
             )
         strength = strength.get(expert, 1.0)
-    if not isfinite(strength):
-        raise ValueError(f"the strength of a LoRA must be a finite number, got {strength}.")
+    if not isinstance(strength, int | float) or not isfinite(strength):
+        raise ValueError(f"the strength of a LoRA must be a finite number, got {strength!r}.")
     return float(strength)
 
 

@@ -263,8 +263,11 @@ ROWS = {"base": {}, "VTA": {"lora": ["x.safetensors"]}}
         ({"contender": "Vta"}, "suite.contender='Vta' is none of base, VTA"),
         ({"baseline": "bass"}, "suite.baseline='bass' is none of base, VTA"),
         ({"baseline": "VTA"}, "suite.contender and suite.baseline are both 'VTA'"),
-        ({"seeds": []}, "name each seed once, one at least"),
-        ({"seeds": [1, 1]}, "name each seed once, one at least"),
+        ({"seeds": []}, "name whole numbers, each once, one at least"),
+        ({"seeds": [1, 1]}, "name whole numbers, each once, one at least"),
+        ({"seeds": ["a"]}, "name whole numbers, each once, one at least"),
+        ({"seeds": 5}, r"suite.seeds=5 is no list; write suite.seeds=\[5\]"),
+        ({"dimensions": "i2v_subject"}, r"write suite.dimensions=\[i2v_subject\]"),
         ({"table": "9"}, "suite.table='9' is none of 1, "),
         ({"entries": ROWS | {"a/b": {}}}, "'a/b' cannot name a row"),
         ({"entries": ROWS | {"": {}}}, "'' cannot name a row"),
@@ -287,6 +290,11 @@ def test_a_config_that_means_nothing_is_refused_by_the_name_of_its_fault(changes
     assert Benchmark(**numbered).table == "1"
     with pytest.raises(ValueError, match=message):
         Benchmark(**given | changes)
+
+
+def test_networks_are_of_a_known_source():
+    with pytest.raises(ValueError, match=r"suite\.networks\.source='mine' is none of benchmark"):
+        Networks(source="mine")  # pyright: ignore[reportArgumentType]
 
 
 def test_a_baseline_that_cannot_be_made_leaves_the_others_and_a_note(bench):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pusa.data.video import read_frames, write_video
 from tests.conftest import run_pusa
 from tests.evaluation.benchmarks_for_tests import ALONE, CHEAP
 from tests.evaluation.test_benchmark import means, refused
@@ -84,6 +85,28 @@ def test_an_incomplete_folder_is_refused_or_called_so(bench, videos):
     table = csv.DictReader((folder / "standin_incomplete.csv").read_text().splitlines())
     prompts = {row["system"]: row["prompts"] for row in table}
     assert prompts == {"theirs": "3", "frame shuffle": "2"}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda frames: (frames[:9], 16), "num_frames"),
+        (lambda frames: (frames, 8), "fps"),
+        (lambda frames: (frames[..., :16, :], 16), "height"),
+    ],
+)
+def test_videos_of_a_row_that_differ_among_themselves_are_refused(bench, videos, change, field):
+    last = sorted(videos.glob("*.mp4"))[0]  # no first of the suite: the kinds come in their order
+    frames, _ = read_frames(last)
+    write_video(last, *change(frames))
+    words = rows("theirs", theirs=f"videos: {videos}")
+    assert f"{last}: has {field}=" in refused(bench, *words)
+    assert bench(*words, f"suite.allow=[{field}]").is_dir()
+
+
+def test_what_is_not_there_is_no_training_that_was_forgotten(bench):
+    why = refused(bench, *rows("theirs", theirs="videos: nowhere"))
+    assert "theirs: nowhere: not there; name the folder of its finished videos" in why
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pusa.data import video
 from pusa.evaluation.page import media
-from pusa.evaluation.page.drawing import padded
+from pusa.evaluation.page.drawing import padded, rounded
 from pusa.evaluation.page.markup import VOID
 from pusa.evaluation.page.page import write_page
 from pusa.evaluation.page.view import make_view
@@ -332,6 +332,17 @@ def test_an_axis_holds_its_values_and_has_round_ticks(values):
     shown = [float(axis.label(tick).replace("−", "-")) for tick in axis.ticks]
     assert shown == pytest.approx(axis.ticks, rel=1e-9, abs=1e-12)
     assert (axis(-math.inf), axis(math.inf)) == (0, 100)
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([0.0, 100.00001], (0, 100)), ([61.5, 97.7], (60, 100)), ([5.0, 5.0], (5, 6)),
+        ([0.0, 99.999999], (0, 100)), ([-1e-5, 30.0], (0, 30)), ([98.2, 100.00001], (98, 100)),
+    ],
+)  # fmt: skip
+def test_a_radars_rim_is_not_doubled_by_rounding(values, ends):
+    assert rounded(values) == pytest.approx(ends)
 
 
 def test_the_forest_says_what_is_better_and_what_cannot_be_told(page, result, folder):

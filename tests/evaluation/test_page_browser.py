@@ -73,6 +73,12 @@ def test_what_is_said_is_seen(tab, result):
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+def test_a_comparison_is_seen_with_its_verdict(tab):
+    table = tab.locator(".pair .scroll").first
+    assert table.evaluate("box => box.scrollWidth <= box.clientWidth")
+    assert tab.locator(".pair figure").first.bounding_box()["width"] >= 350
+
+
 def test_a_click_on_a_heading_sorts_each_block_by_itself(tab, result):
     def sort(column: str) -> list[str]:
         tab.locator(f"th[data-column={column}] button").click()

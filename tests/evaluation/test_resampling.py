@@ -51,7 +51,8 @@ def test_the_same_sample_five_times_adds_no_certainty():
 
 
 @pytest.mark.parametrize(
-    ("shape", "between", "within"), [((6, 1), 1, 1), ((30, 5), 1, 2), ((30, 5), 0.1, 1)]
+    ("shape", "between", "within"),
+    [((5, 1), 1, 1), ((6, 1), 1, 1), ((30, 5), 1, 2), ((30, 5), 0.1, 1)],
 )
 def test_intervals_hold_the_truth_as_often_as_they_say(shape, between, within):
     """Of 95% intervals over 600 simulated runs; 2.5 points are 2.8 binomial standard errors."""

@@ -101,6 +101,13 @@ def test_one_prompt_says_nothing_of_others():
     assert verdict(found) == "no difference shown"
 
 
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_fewer_than_five_prompts_have_no_interval(rng, count):
+    cells = cells_of({"a": one_dimension(nested(rng, (count, 2), 0.1, 0.05))}, [SMOOTH])
+    cell = cells["a", "motion_smoothness"]
+    assert math.isfinite(cell.low) == math.isfinite(cell.high) == (count == 5)
+
+
 def test_a_stratum_of_one_prompt_leaves_the_totals_open(rng):
     scores = whole_suite(rng, SIZES | {"camera": 1}, 2)
     cells = cells_of({"a": scores}, [column("Total"), column("i2v_subject")])

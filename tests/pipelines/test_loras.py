@@ -106,6 +106,7 @@ def test_strengths_multiply(files):
         (["x.safetensors"], ONE, {"high": 1.0}, "give one number to a model of one network"),
         (["run"], BOTH, {"hihg": 1.0}, "is for the experts high and low"),
         (["x.safetensors"], ONE, float("nan"), "must be a finite number"),
+        (["x.safetensors"], ONE, "high", "must be a finite number, got 'high'"),
     ],
 )
 def test_what_has_no_place_is_refused(files, texts, experts, strength, message):

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["features", "tracking", "interpolation", "flow", "aesthetic", "quality"]
 Source = Literal["benchmark", "standin"]
+SOURCES = ("benchmark", "standin")
 FOLDER = "VBENCH_CACHE_DIR"  # VBench's own variable; its layout of files is the one used here
 
 

@@ -52,10 +52,14 @@ def padded(values: Iterable[float], start: float, stop: float) -> Axis:
 
 
 def rounded(values: Sequence[float]) -> tuple[float, float]:
-    """A range with ends of one digit that holds all values: 0 to 100, 60 to 70."""
+    """A range with ends of one digit that holds all values: 0 to 100, 60 to 70.
+
+    But for a thousandth of its digit: the cosine of two equal pictures is now and then 1.0000001.
+    """
     low, high = min(values), max(values)
-    step = 10.0 ** math.floor(math.log10(high - low)) if high > low else 1.0
-    first, last = math.floor(low / step) * step, math.ceil(high / step) * step
+    step = 10.0 ** math.floor(math.log10(high - low) + 1e-6) if high > low else 1.0
+    first = math.floor(round(low / step, 3)) * step
+    last = math.ceil(round(high / step, 3)) * step
     return first, last if last > first else first + step
 
 
