@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -65,6 +66,11 @@ def explain(error: BaseException) -> str:
         )
         remedy = "; free space, or choose another folder (paths.*)" if writing else ""
         return f"{where}{error.strerror}{remedy}."
+    strange = re.search(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if isinstance(error, TypeError) and strange:
+        return f"{strange[2]}: no such config key of {strange[1]}; see --help for the keys."
     return str(error).strip() or repr(error)
 
 

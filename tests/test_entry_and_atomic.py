@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from pusa import entry
 from pusa.atomic import replacing, write_json
+from pusa.pipelines.parts import Part
 from pusa.training.loggers import build_loggers, close_wandb, wandb_key_at_hand
 
 
@@ -50,6 +51,12 @@ def test_additions_are_allowed_only_where_a_constructor_reads_them():
     for override in ("+paths.new=1", "++new=1"):
         with pytest.raises(ValueError, match="new: no such config key"):
             entry.check_additions(cfg, [override])
+
+
+def test_a_key_that_nothing_reads_is_told_as_one():
+    with pytest.raises(TypeError) as caught:
+        Part(indx=0)  # pyright: ignore[reportCallIssue]
+    assert entry.explain(caught.value).startswith("indx: no such config key of Part; see --help")
 
 
 def test_errors_of_the_system_get_a_remedy():

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from pusa.atomic import write_json
-from pusa.evaluation.backbones.registry import SOURCES, Source, choose
+from pusa.evaluation.backbones.registry import BACKBONES, SOURCES, Source, choose
 from pusa.evaluation.entries import Entry
 from pusa.evaluation.makers import (
     Bars,
@@ -72,6 +72,13 @@ class Networks:
         if self.source not in SOURCES:
             raise ValueError(
                 f"suite.networks.source={self.source!r} is none of {', '.join(SOURCES)}."
+            )
+        files = {file.path for backbone in BACKBONES.values() for file in backbone.files}
+        unknown = sorted(set(self.pins) - files)
+        if unknown:
+            raise ValueError(
+                f"suite.networks.pins: {', '.join(unknown)}: no file of a network; they are "
+                f"{', '.join(sorted(files))}."
             )
 
 

@@ -7,6 +7,7 @@ from pusa.evaluation.results import Column, Result
 from pusa.evaluation.stats import Interval
 from pusa.evaluation.tables import NOTE, digits_of, scaled, spread
 
+BOLD = "Bold is the best mean above the controls, whether or not a difference is shown."
 ARROWS = {"higher": r"$\uparrow$", "lower": r"$\downarrow$"}
 _ESCAPES = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -35,7 +36,7 @@ def latex(result: Result) -> str:
         r"% \usepackage{booktabs}",
         r"\begin{table}",
         r"\centering",
-        rf"\caption{{{escaped(f'{result.title}. {NOTE}')}}}",
+        rf"\caption{{{escaped(f'{result.title}. {NOTE} {BOLD}')}}}",
         rf"\begin{{tabular}}{{l{'r' * len(heads)}}}",
         r"\toprule",
         " & ".join(["system", *heads]) + r" \\",

@@ -295,6 +295,8 @@ def test_a_config_that_means_nothing_is_refused_by_the_name_of_its_fault(changes
 def test_networks_are_of_a_known_source():
     with pytest.raises(ValueError, match=r"suite\.networks\.source='mine' is none of benchmark"):
         Networks(source="mine")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match=r"pins: a\.pth: no file of a network; they are .*dino"):
+        Networks(pins={"a.pth": "0" * 64})
 
 
 def test_a_baseline_that_cannot_be_made_leaves_the_others_and_a_note(bench):
