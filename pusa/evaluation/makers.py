@@ -120,6 +120,7 @@ class ModelMaker:
         self.model.ensure_files()
         # Read to be checked, and let go: the rows of a table wait for one another.
         loras = self._placed()
+        self.model.check_loras(loras)
         self.loras = record_loras(loras)
         self._digests = weights_digests(self.model, [lora.adapter.source for lora in loras])
         self._studio: Studio | None = None

@@ -19,6 +19,7 @@ from pusa.pipelines.loras import EXPERTS, PlacedLoRA
 from pusa.pipelines.tiny import write_tiny_model
 from pusa.rng import generator_for
 from pusa.types import LatentSpec
+from pusa.weights.adapters import check_usable
 from pusa.weights.files import EXPERT_FOLDERS, WeightsError, expert_of, load_weights
 from pusa.weights.lora import load_lora
 from pusa.weights.ready import ready_copy
@@ -229,6 +230,13 @@ class Model:
             floor = self.noise_range(expert)[0] if self.expert == "both" else 0.0
             networks.append((floor, network))
         return Experts(networks, self.one_at_a_time)
+
+    def check_loras(self, loras: Iterable[PlacedLoRA]) -> None:
+        """WeightsError for one that does not fit its network, by shapes; no weights are read."""
+        with torch.device("meta"):
+            specs = dict(self.backbone().named_parameters())
+        for lora in loras:
+            check_usable(lora.adapter, specs, lora.expert)
 
     def build_vae(self, tiling: Tiling | None = None) -> VideoVAE:
         vae = load_vae(self.vae, tiling, latent_space=self.latent_space)

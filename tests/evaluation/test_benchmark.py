@@ -249,6 +249,10 @@ def test_what_cannot_be_is_told_at_once_before_any_video(bench, root, counted):
     why = refused(bench, "suite.dimensions=[i2v_subject]", "suite.prompts.num_prompts=1",
                   "suite.seeds=[0]", "+suite.entries.VTA.lora_strength=1")  # fmt: skip
     assert "suite.entries.VTA: lora_strength: unknown" in why
+    foreign = root / "foreign.safetensors"
+    write_lora(make_adapter(make_twin("wan22_t2v_a14b_tiny"), 2, 2.0, every=10), foreign)
+    why = refused(bench, f"suite.lora={foreign}")
+    assert "foreign.safetensors: does not fit this model" in why
     assert counted == {"made": 0, "measured": 0}
 
 
