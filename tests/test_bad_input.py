@@ -54,6 +54,7 @@ def _run_here(arguments: Sequence[str], out: TextIO, err: TextIO) -> int:
     """The exit code of a program in this process, which is to end at once."""
     sys.stdout, sys.stderr = out, err
     logging.getLogger().handlers.clear()  # pytest's, which would swallow messages
+    sys.settrace(None)  # coverage's, which hydra takes for a debugger that wants all of a traceback
     os.chdir(REPOSITORY)
     code: object = 0
     try:
