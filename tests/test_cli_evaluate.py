@@ -95,6 +95,12 @@ def test_videos_that_changed_since_they_were_scored_are_noticed(copied, capsys):
     assert "run evaluate.py again" in capsys.readouterr().err
 
 
+def test_an_evaluation_without_its_list_of_videos_is_told_the_remedy(copied, capsys):
+    (copied / "videos" / "VTA" / "videos.json").unlink()
+    assert run_pusa("compare", f"{copied}:VTA", f"{copied}:base") == 1
+    assert "videos.json is missing; the same evaluate.py command" in capsys.readouterr().err
+
+
 def test_scores_of_networks_that_were_used_before_are_passed_over(done, copied, tmp_path):
     ledger = copied / "scores" / "VTA.jsonl"
     rows = [json.loads(line) for line in ledger.read_text().splitlines()]

@@ -102,7 +102,12 @@ def find_finished(text: str) -> Finished:
             f"{text}: {system!r} has no {record}, which evaluate.py writes when all its videos are "
             f"scored; there are: {', '.join(made) or 'none'}."
         )
-    names = json.loads((record.parent / VIDEOS).read_text("utf-8"))
+    listed = record.parent / VIDEOS
+    if not listed.is_file():
+        raise ValueError(
+            f"{text}: {listed} is missing; the same evaluate.py command writes it again."
+        )
+    names = json.loads(listed.read_text("utf-8"))
     return Finished(text, Path(folder), system, read_manifest(record), tuple(names))
 
 
