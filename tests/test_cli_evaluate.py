@@ -151,9 +151,9 @@ def test_videos_go_where_vbench_looks(done, tmp_path, capsys):
 
 def full_results(folder: Path, num_samples: int = 5) -> tuple[Path, Path, dict[str, float]]:
     """A list of a few prompts, results of all their videos, and the means."""
-    prompts = [entry(f"a goat number {i}", SUBJECT, "goat.jpg") for i in range(3)]
-    prompts += [entry(f"a dune number {i}", BACKGROUND, "dune.jpg") for i in range(3)]
-    moves = [f"a dune, {move}" for move in CAMERA_MOVES[:3]]
+    prompts = [entry(f"a goat number {i}", SUBJECT, "goat.jpg") for i in range(6)]
+    prompts += [entry(f"a dune number {i}", BACKGROUND, "dune.jpg") for i in range(6)]
+    moves = [f"a dune, {move}" for move in CAMERA_MOVES[:6]]
     prompts += [entry(text, ["camera_motion"], "dune.jpg") for text in moves]
     content, means = {}, {}
     for name in SCALES:
