@@ -5,8 +5,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from torch import Tensor
-
 from pusa.data import video
 from pusa.evaluation.suite import ClipItem
 from pusa.pipelines.placements import place_unseen
@@ -116,8 +114,3 @@ def _picture(item: ClipItem, frame: int, folder: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         video.write_image(path, item.frames()[frame])
     return str(path)
-
-
-def truth_of(case: Case, item: ClipItem) -> Tensor | None:
-    """The true clip (T, 3, H, W) where a case's video is to be it; None: nobody knows."""
-    return item.frames() if case.kind in ("given", "extension") else None
