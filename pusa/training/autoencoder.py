@@ -11,6 +11,7 @@ from torch import Tensor
 from pusa.atomic import write_json
 from pusa.models.tiny_vae import TinyVAE
 from pusa.rng import generator_for
+from pusa.training.loggers import log_mean
 from pusa.weights.files import write_tensors
 
 
@@ -41,7 +42,7 @@ class AutoencoderModule(L.LightningModule):
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         decoded = self.vae.decode_raw(latents + self.latent_noise * noise)
         error = (decoded - frames).abs().mean()
-        self.log("train/l1", error, prog_bar=True, batch_size=len(frames), sync_dist=True)
+        log_mean(self, "train/l1", error.detach())
         return error + self.latent_penalty * latents.square().mean()
 
     def export(self, folder: Path, recipe: Mapping) -> Path:

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from torch import Tensor
 
 from pusa.atomic import write_text
+from pusa.training.strategy import sum_over_ranks
 
 WANDB_MODES = ("auto", "online", "offline", "off")
 WANDB_RUN = "wandb_run"
@@ -49,6 +52,20 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
         return [
             {k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)
         ]
+
+
+def log_mean(module: L.LightningModule, name: str, value: Tensor) -> None:
+    """Log the running step's value, the mean over processes. Every process calls it.
+
+    Lightning writes what `module.log` is given after the step's callbacks, so after its checkpoint:
+    a run that is killed in between would go on without the row.
+    """
+    trainer = module.trainer
+    mean = sum_over_ranks(value) / trainer.world_size
+    module.log(name, mean, prog_bar=True, logger=False, batch_size=1)
+    if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        for logger in trainer.loggers:
+            logger.log_metrics({name: float(mean)}, step=trainer.global_step)
 
 
 def build_loggers(

@@ -14,6 +14,7 @@ from pusa.atomic import write_json
 from pusa.diffusion.timesteps import VectorTimesteps
 from pusa.pipelines.build import Model
 from pusa.rng import generator_for
+from pusa.training.loggers import log_mean
 from pusa.training.strategy import ends_step, is_divided, sum_over_ranks, whole
 from pusa.types import LatentBatch, Text
 from pusa.weights.doctor import diagnose, diagnose_saved
@@ -60,7 +61,7 @@ class VTAModule(L.LightningModule):
             log.info("LoRA rank %d, alpha %g:\n%s", lora.rank, lora.alpha, format_matches(matches))
         self.precision = "32-true"
         self.last_step: tuple[Tensor, Tensor] | None = None  # sigma, errors (B, F) of the last pass
-        self._loss_of_step = 0.0
+        self._loss_of_step = torch.zeros(())
         self._heldout: dict[str, Tensor] = {}  # name -> (sum of losses, number of clips)
 
     def on_fit_start(self) -> None:
@@ -89,8 +90,8 @@ class VTAModule(L.LightningModule):
         passes = self.trainer.accumulate_grad_batches
         self._loss_of_step = self._loss_of_step + loss / passes
         if ends_step(self.trainer, batch_idx):
-            self.log("train/loss", self._loss_of_step, prog_bar=True, batch_size=1, sync_dist=True)
-            self._loss_of_step = 0.0
+            log_mean(self, "train/loss", self._loss_of_step)
+            self._loss_of_step = torch.zeros(())
 
     def draw(self, batch: LatentBatch, step: int) -> tuple[Tensor, Tensor, Text]:
         """Per-sample counted draws: sigma (B, F), noise like the latents, text with dropout."""

@@ -16,6 +16,7 @@ import torch
 import train
 from pusa.training import checkpoints
 from pusa.training.checkpoints import list_saved, newest_sound
+from pusa.training.loggers import Metrics
 from pusa.weights.files import read_tensors
 from tests.conftest import REPOSITORY, add_replica
 from tests.training.killed import EVERY, STEPS
@@ -112,6 +113,32 @@ def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, monkeypatc
     train.train(whole)
     assert same_lora(run, Path(whole.paths.run))
     assert [p.name for p in (run / "checkpoints").iterdir() if "partial" in p.name] == []
+
+
+@pytest.mark.parametrize("step", [3, 4])  # with held-out curves after the fourth
+def test_a_death_right_after_saving_loses_no_row(small_run, monkeypatch, step):
+    cfg, whole = (
+        saving_each_step(small_run, name, "trainer.log_every_n_steps=1")
+        for name in ("dies", "lives")
+    )
+    real = checkpoints.Checkpoints.save
+
+    def dying(self, trainer, again=False):
+        real(self, trainer, again)
+        if trainer.global_step == step:
+            die()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints.Checkpoints, "save", dying)
+        patched.setattr(Metrics, "finalize", lambda *a: None)  # a killed process writes no more
+        with pytest.raises(Killed):
+            train.train(cfg)
+    run = Path(cfg.paths.run)
+    assert newest_sound(run).step == step
+    train.train(cfg)
+    train.train(whole)
+    assert rows(run) == rows(Path(whole.paths.run))
+    assert len([r for r in rows(run) if "train/loss" in r]) == whole.trainer.max_steps
 
 
 @pytest.mark.slow
