@@ -37,7 +37,10 @@ def test_there_and_back_is_byte_equal_and_computes_the_same(tmp_path, twin, firs
     assert twin in (checkpoint.variant.name, *checkpoint.variant.same_tensors)
     loaded = checkpoint.variant.build()
     load_weights(loaded, b)
-    assert torch.equal(fixed_velocity(loaded), fixed_velocity(model))
+    state = model.state_dict()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
+    # Not bit for bit: where a tensor lies in memory may change the order of a sum.
+    torch.testing.assert_close(fixed_velocity(loaded), fixed_velocity(model), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -83,7 +86,9 @@ def test_a_pickled_checkpoint_and_other_prefixes_are_read(tmp_path):
         (torch.save if name.endswith("pth") else save_file)(tensors, tmp_path / name)
         loaded = VARIANTS[T2V].build()
         load_weights(loaded, tmp_path / name)
-        assert torch.equal(fixed_velocity(loaded), fixed_velocity(model))
+        torch.testing.assert_close(
+            fixed_velocity(loaded), fixed_velocity(model), atol=1e-5, rtol=1e-5
+        )
 
 
 def test_a_diffusers_pipeline_is_entered(tmp_path):
@@ -105,7 +110,9 @@ def test_two_experts_are_converted_together_and_one_must_be_named(tmp_path):
     assert contents(tmp_path / "back") == contents(tmp_path / "official")
     loaded = VARIANTS[name].build()
     load_weights(loaded, tmp_path / "pipe" / "transformer_2")
-    assert torch.equal(fixed_velocity(loaded), fixed_velocity(models["low"]))
+    torch.testing.assert_close(
+        fixed_velocity(loaded), fixed_velocity(models["low"]), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("generation", [("scale_weight", "scale_input"), ("weight_scale", "x")])
