@@ -60,7 +60,7 @@ def log_mean(module: L.LightningModule, name: str, value: Tensor) -> None:
     Lightning writes what `module.log` is given after the step's callbacks, so after its checkpoint:
     a run that is killed in between would go on without the row.
     """
-    trainer = module.trainer
+    trainer: Any = module.trainer
     mean = sum_over_ranks(value) / trainer.world_size
     module.log(name, mean, prog_bar=True, logger=False, batch_size=1)
     if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
