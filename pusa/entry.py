@@ -84,7 +84,7 @@ def check_additions(cfg: DictConfig, overrides: Sequence[str]) -> None:
             continue
         key = override.lstrip("+").split("=")[0]
         words = key.split(".")
-        if words[0] in ("experiment", "hydra"):
+        if words[0] in ("experiment", "variant", "hydra"):
             continue
         above = (OmegaConf.select(cfg, ".".join(words[:n])) for n in range(1, len(words)))
         if not any(isinstance(node, DictConfig) and "_target_" in node for node in above):
@@ -137,7 +137,8 @@ def plain_config(cfg: DictConfig) -> dict:
 
 def run_config(cfg: DictConfig) -> dict:
     """The part of a config that decides a run's result."""
-    harmless = ("resume", "allow", "overwrite", "num_threads", "logger", "paths", "callbacks")
+    harmless = ("resume", "allow", "overwrite", "num_threads", "logger", "paths", "callbacks",
+                "study")  # fmt: skip
     plain = plain_config(cfg)
     kept = {key: value for key, value in plain.items() if key not in harmless}
     ema = (plain.get("callbacks") or {}).get("ema")

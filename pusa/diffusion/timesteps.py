@@ -19,6 +19,9 @@ class VectorTimesteps:
     first_frame_clean: probability that a sample's frame 0 is given clean (sigma 0), as in
         image-to-video training. Never applied to one-frame clips.
     clean_share: probability that any single frame is given clean; one frame always stays noisy.
+    planned: probability that a sample is drawn as sampling will show it, in place of all of the
+        above but sigma_range: the free frames share a draw, a random part of the others has it
+        times one noise multiplier, which is 0 for half of such samples and uniform in [0, 1] else.
     """
 
     p_async: float = 1.0
@@ -26,10 +29,11 @@ class VectorTimesteps:
     sigma_range: tuple[float, float] = (0.0, 1.0)
     first_frame_clean: float = 0.0
     clean_share: float = 0.0
+    planned: float = 0.0
 
     def __post_init__(self):
         object.__setattr__(self, "sigma_range", tuple(self.sigma_range))
-        for name in ("p_async", "first_frame_clean", "clean_share"):
+        for name in ("p_async", "first_frame_clean", "clean_share", "planned"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"timesteps.{name} must be in [0, 1], got {getattr(self, name)}.")
         low, high = self.sigma_range
@@ -54,6 +58,10 @@ class VectorTimesteps:
         sigma = shift_sigma(low + (high - low) * u, self.shift)
         if frames > 1:
             sigma = self._with_clean_frames(sigma, uniform)
+            if self.planned > 0:
+                planned = uniform(batch, 1) < self.planned
+                shared = shift_sigma(low + (high - low) * (1 - uniform(batch, 1)), self.shift)
+                sigma = torch.where(planned, shared * _plan_shaped(batch, frames, uniform), sigma)
         return sigma
 
     def _unshift(self, sigma: float) -> float:
@@ -67,3 +75,12 @@ class VectorTimesteps:
             draw = uniform(*sigma.shape).masked_fill(clean, -1.0)
             clean |= (draw < self.clean_share) & (draw < draw.max(dim=1, keepdim=True).values)
         return sigma.masked_fill(clean, 0.0)
+
+
+def _plan_shaped(batch: int, frames: int, uniform) -> Tensor:
+    """Noise multipliers (batch, frames): 1 for free frames, of which there is at least one, and one
+    below 1 for those that are given, in any number and at any place."""
+    order = uniform(batch, frames).argsort(dim=1).argsort(dim=1)  # a random rank for each frame
+    num_given = (uniform(batch, 1) * frames).floor()  # 0 to frames - 1
+    multiplier = uniform(batch, 1) * (uniform(batch, 1) < 0.5)
+    return torch.where(order < num_given, multiplier, 1.0)

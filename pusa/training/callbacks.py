@@ -6,7 +6,7 @@ import platform
 import resource
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -73,6 +73,25 @@ class Export(L.Callback):
             with averaged.in_place(pl_module):
                 log.info("wrote %s", module.export(self.folder / "ema", recipe))
         log.info("wrote %s", module.export(self.folder, recipe))
+
+
+class Snapshots(L.Callback):
+    """Exports the trained weights of some steps to `snapshots/step_00000300/`, as the run's end
+    does it: what a table of iterations needs. steps: after which."""
+
+    def __init__(self, folder: str | Path, steps: Sequence[int]):
+        self.folder, self.steps = Path(folder) / "snapshots", frozenset(steps)
+        if not all(step >= 1 for step in self.steps):
+            raise ValueError(f"callbacks.snapshots.steps={list(steps)}: steps count from 1.")
+
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if step in self.steps and ends_step(trainer, batch_idx):
+            folder = self.folder / f"step_{step:08d}"
+            cast(Exportable, pl_module).export(folder, {"steps": step})
+            log.info("wrote %s", folder)
 
 
 def peak_memory() -> float:
@@ -175,11 +194,10 @@ class SampleGrid(L.Callback):
         conditioning = Conditioning.free(clean.shape, clean.device).given(
             {frame: (clean[:, :, frame], m) for frame, m in given.items()}
         )
+        network, kept = module.sampling(conditioning)
         module.backbone.eval()
         with module.autocast():
-            sampled = sample_latents(
-                module.backbone, module.flow, self.sampler, conditioning, requests
-            )
+            sampled = sample_latents(network, module.flow, self.sampler, kept, requests)
         module.backbone.train()
         vae = cast(Any, self.vae).to(module.device)  # and back: it has no place beside a step
         if self._truths is None:

@@ -49,6 +49,31 @@ def test_first_frame_clean_leaves_the_other_frames_alone():
     assert (draw(frames=1, first_frame_clean=1.0) > 0).all()  # an image is never all clean
 
 
+def test_planned_samples_look_as_sampling_does():
+    """Free frames share a level; the given ones have it times one multiplier, half of them 0."""
+    sigma = draw(planned=1.0)
+    top = sigma.max(dim=1, keepdim=True).values
+    given = sigma < top
+    assert (top > 0).all()
+    ratio = sigma / top
+    lowest = ratio.min(dim=1, keepdim=True).values
+    torch.testing.assert_close(ratio[given], lowest.expand_as(ratio)[given])
+    assert given.sum(1).bincount(minlength=5).tolist() == pytest.approx([800] * 5, abs=100)
+    assert given.float().mean(0).tolist() == pytest.approx([0.4] * 5, abs=0.03)  # at any place
+    some = given.any(1)
+    assert (lowest[some] == 0).float().mean().item() == pytest.approx(0.5, abs=0.03)
+    assert top.mean().item() == pytest.approx(draw(p_async=0.0).mean().item(), abs=0.02)
+
+
+def test_a_share_of_planned_samples_leaves_the_others_as_they_were():
+    plain, mixed = draw(), draw(planned=0.5)
+    alike = (mixed == plain).all(1).float().mean().item()
+    assert alike == pytest.approx(0.5, abs=0.03)
+    low = draw(planned=1.0, sigma_range=(0.875, 1.0)).max(dim=1).values
+    assert low.min() >= 0.875
+    assert torch.equal(draw(frames=1, planned=1.0), draw(frames=1))
+
+
 def test_clean_share_never_cleans_a_whole_clip():
     sigma = draw(frames=3, clean_share=0.9)
     assert (sigma == 0).float().mean().item() == pytest.approx(0.66, abs=0.06)

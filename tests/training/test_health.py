@@ -163,6 +163,20 @@ def test_the_last_few_and_the_best_checkpoint_are_kept(small_run, monkeypatch):
     assert run_pusa("export", run, run / "x", "--checkpoint", "3") == 1
 
 
+def test_snapshots_are_what_a_run_of_so_many_steps_would_export(small_run):
+    more = ("module.schedule=null", "lora.rank=4", "callbacks.grid=null")
+    cfg = small_run("tiny_vta", "name=whole", *more, "callbacks.snapshots.steps=[2]")
+    train.train(cfg)
+    short = small_run("tiny_vta", "name=short", *more, "trainer.max_steps=2")
+    train.train(short)
+    one = read_tensors(Path(cfg.paths.run) / "snapshots" / "step_00000002" / "lora.safetensors")
+    other = read_tensors(Path(short.paths.run) / "lora.safetensors")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    with pytest.raises(Exception, match="steps count from 1"):
+        train.train(small_run("tiny_vta", "name=bad", "callbacks.snapshots.steps=[0]"))
+
+
 def test_an_unknown_monitor_is_named(small_run):
     cfg = small(small_run, "monitor", "callbacks.checkpoints.monitor=heldout/typo")
     with pytest.raises(ValueError, match=r"heldout/typo.*heldout/shared"):
