@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pusa.atomic import write_json
+from pusa.diffusion.conditioning import Conditioning
 from pusa.diffusion.timesteps import VectorTimesteps
 from pusa.pipelines.build import Model
 from pusa.rng import generator_for
@@ -31,6 +32,8 @@ class VTAModule(L.LightningModule):
     Randomness is counted: a sample's noise, sigmas and caption dropout are functions of (seed,
     step, sample index), so 1 or 8 ranks, or a resumed run, see the same numbers.
     """
+
+    weights_format = "model"  # of model.safetensors, in its metadata
 
     def __init__(
         self,
@@ -71,14 +74,26 @@ class VTAModule(L.LightningModule):
     def training_step(self, batch: LatentBatch, batch_idx: int) -> Tensor:
         clean = batch.latents  # (B, C, F, h, w)
         sigma, noise, text = self.draw(batch, self.global_step)
-        noisy = self.flow.add_noise(clean, noise, sigma)
-        with self.autocast():
-            velocity = self.backbone(noisy, sigma, text)
+        velocity = self.velocity(clean, noise, sigma, text)
         errors = self.flow.frame_errors(velocity, clean, noise)
-        loss = self.flow.mean_loss(errors, sigma)
-        self.last_step = sigma, errors.detach()
+        loss = self.flow.mean_loss(errors, self.levels(sigma))
+        self.last_step = self.levels(sigma), errors.detach()
         self._log_loss(loss.detach(), batch_idx)
         return loss
+
+    def velocity(self, clean: Tensor, noise: Tensor, sigma: Tensor, text: Text) -> Tensor:
+        """What the network makes of clips (B, C, F, h, w) at noise levels (B, F); 0 is given."""
+        noisy = self.flow.add_noise(clean, noise, sigma)
+        with self.autocast():
+            return self.backbone(noisy, sigma, text)
+
+    def levels(self, sigma: Tensor) -> Tensor:
+        """The noise levels (B, F) at which a training step of these sigmas has its frames."""
+        return sigma
+
+    def sampling(self, conditioning: Conditioning) -> tuple[nn.Module, Conditioning]:
+        """The network that samples under a conditioning, and what it leaves to the sampler."""
+        return self.backbone, conditioning
 
     def autocast(self):
         """Here and not in the trainer, because DeepSpeed switches the trainer's off."""
@@ -142,9 +157,7 @@ class VTAModule(L.LightningModule):
             given = shared.clone()
             given[:, 0] = 0.0
             for name, sigma in (("shared", shared), ("first_clean", given)):
-                noisy = self.flow.add_noise(clean, noise, sigma)
-                with self.autocast():
-                    velocity = self.backbone(noisy, sigma, batch.text)
+                velocity = self.velocity(clean, noise, sigma, batch.text)
                 yield name, level, self.flow.loss(velocity, clean, noise, sigma)
 
     def export(self, folder: Path, recipe: Mapping) -> Path:
@@ -171,7 +184,8 @@ class VTAModule(L.LightningModule):
             key: value.float() if any(part in key for part in keep) else value.bfloat16()
             for key, value in self.backbone.state_dict().items()
         }
-        metadata = {"pusa.format": "model", "recipe": json.dumps(dict(recipe), default=str)}
+        written = json.dumps(dict(recipe), default=str)
+        metadata = {"pusa.format": self.weights_format, "recipe": written}
         write_tensors(path, weights, metadata)
 
     def _examine(self, path: Path) -> None:

@@ -81,11 +81,9 @@ def replay(module: Any, bad: BadStep) -> list[str]:
     ]
     first = _first_not_finite(module.backbone)
     sigma, noise = tensors["sigma"], tensors["noise"]
-    noisy = module.flow.add_noise(batch.latents, noise, sigma)
-    with module.autocast():
-        velocity = module.backbone(noisy, sigma, text)
+    velocity = module.velocity(batch.latents, noise, sigma, text)
     errors = module.flow.frame_errors(velocity, batch.latents, noise)
-    loss = module.flow.mean_loss(errors, sigma)
+    loss = module.flow.mean_loss(errors, module.levels(sigma))
     for clip, (levels, values) in enumerate(zip(sigma.tolist(), errors.tolist(), strict=True)):
         pairs = ", ".join(f"{s:.3f}: {e:.3g}" for s, e in zip(levels, values, strict=True))
         lines.append(f"  clip {batch.index[clip]}: loss by sigma of frames {pairs}")
