@@ -15,6 +15,7 @@ from pusa import entry
 from pusa.evaluation.benchmark import Benchmark, evaluate_benchmark
 from pusa.evaluation.lanes import Tools
 from pusa.evaluation.replica import evaluate_replica
+from pusa.evaluation.study import evaluate_study
 from pusa.evaluation.tasks import TaskSuite, evaluate_tasks
 from pusa.pipelines.parts import read_part
 
@@ -30,7 +31,10 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     part = read_part(cfg.part)
     model, sampler, suite = map(entry.build, (cfg.model, cfg.sampler, cfg.suite))
     shared = {"name": cfg.name, "progress": entry.progress_bars, "part": part}
-    if isinstance(suite, TaskSuite):
+    if cfg.study is not None:
+        del shared["name"]
+        page = evaluate_study(model, sampler, entry.build(cfg.study), suite.source, **shared)
+    elif isinstance(suite, TaskSuite):
         page = evaluate_tasks(model, sampler, suite, **shared)
     elif isinstance(suite, Benchmark):
         memory, configs = entry.build(cfg.memory), entry_configs(cfg, suite)
@@ -41,7 +45,7 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if page is None:
         log.info("part %d/%d is done; without part= all are put together.", part.index, part.count)
     else:
-        log.info("the page: %s", page)
+        log.info("%s: %s", "the table" if page.suffix == ".csv" else "the page", page)
 
 
 def entry_configs(cfg: DictConfig, suite: Benchmark) -> dict[str, dict]:

@@ -51,7 +51,7 @@ def cases_of(
     for name in ("start_end", "keyframes"):
         cases += [Case(name, way, "given", tasks[name], way) for way in ENCODE_AS if way != "auto"]
     cases.append(Case("completion", "", "given", tasks["completion"]))
-    cases = [replace(case, frames=_given(case.task, timing, num_keyframes)) for case in cases]
+    cases = [replace(case, frames=given_frames(case.task, timing, num_keyframes)) for case in cases]
     for kind in ("extension", "transition"):
         task = tasks[kind].with_overlap(overlap, stride)
         cases += [Case(kind, seam, kind, task.with_seam(seam), overlap=overlap) for seam in SEAMS]
@@ -59,7 +59,7 @@ def cases_of(
     return cases + [_drift(tasks["extension"], timing, tuple(chain), new) for chain in chains]
 
 
-def _given(task: Task, timing: Timing, num_keyframes: int) -> tuple[int, ...]:
+def given_frames(task: Task, timing: Timing, num_keyframes: int) -> tuple[int, ...]:
     """Pixel frames that a task gives: a picture is one, whatever latent frame it stands in."""
     frames: list[int] = []
     for placement in place_unseen(task, timing, num_media=num_keyframes):

@@ -43,9 +43,9 @@ def _of_given(frames: Tensor, truth: Tensor, given: Sequence[int]) -> dict[str, 
     between = [t for t in range(len(truth)) if t not in given]
     edges = [t for t in range(1, len(truth)) if (t in given) != (t - 1 in given)]
     return {
-        "given, dB": _psnr(frames, truth, given),
-        "between, dB": _psnr(frames, truth, between),
-        "worst frame, dB": min(_psnr(frames, truth, [t]) for t in range(len(truth))),
+        "given, dB": psnr_of(frames, truth, given),
+        "between, dB": psnr_of(frames, truth, between),
+        "worst frame, dB": min(psnr_of(frames, truth, [t]) for t in range(len(truth))),
         "flicker": mean_step_ratio(frames, edges),
     }
 
@@ -54,9 +54,9 @@ def _of_extension(frames: Tensor, truth: Tensor, case: Case) -> dict[str, float 
     seam, shared = seam_of(case), range(case.overlap - 1, seam_of(case))
     frames, zone = frames[: len(truth)], range(shared[0], seam + 1)
     return {
-        "shared, dB": _psnr(frames, truth, shared),
-        "first new, dB": _psnr(frames, truth, [seam]),
-        "new, dB": _psnr(frames, truth, range(seam, len(truth))),
+        "shared, dB": psnr_of(frames, truth, shared),
+        "first new, dB": psnr_of(frames, truth, [seam]),
+        "new, dB": psnr_of(frames, truth, range(seam, len(truth))),
         "seam": mean_step_ratio(frames, [seam], apart=zone),
         "largest step": largest_step_ratio(frames, zone),
     }
@@ -120,7 +120,7 @@ def _background_psnr(frames: Tensor, clip: Tensor, background: Tensor | None) ->
     return psnr(frames, still.expand_as(frames), region)
 
 
-def _psnr(frames: Tensor, truth: Tensor, chosen: Sequence[int]) -> float:
+def psnr_of(frames: Tensor, truth: Tensor, chosen: Sequence[int]) -> float:
     """Over whole frames, also where nothing says what they show: what a sprite uncovers, what a pan
     brings in."""
     there, known = frames[list(chosen)], truth[list(chosen)]
