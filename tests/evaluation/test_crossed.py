@@ -102,7 +102,7 @@ SPREADS = [(0, 0, 1), (0, 1, 1), (0.3, 0.3, 1), (2, 3, 1), (1, 1, 1), (3, 0.3, 1
 
 @pytest.mark.parametrize("spread", SPREADS, ids=str)
 def test_intervals_of_three_seeds_hold_the_truth(spread: tuple[float, float, float]):
-    generator = generator_for(0, "tests/crossed/coverage")
+    generator = generator_for(0, "tests/crossed/coverage", SPREADS.index(spread))
     tables = torch.stack([crossed(generator, 3, 48, spread) for _ in range(DRAWS)])
     found = [estimate(values) for values in tables]
     held = sum(each.low <= 0 <= each.high for each in found) / DRAWS
