@@ -1,0 +1,257 @@
+"""What the paper claims, and what users ask, as contrasts of a study's measurements that were fixed
+before the measurements were made, and the verdict on each.
+
+A claim is "reproduced" if the interval of its contrast, widened for all claims together (Holm),
+lies on the claimed side of 0; "not reproduced" if it lies on the other side, or so close around 0
+that no difference of note is left; else "undecided".
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from pusa.evaluation.crossed import Estimate, best, difference, holm, trend
+from pusa.evaluation.study_table import BEST, NotMeasured, Point, Table
+
+Tables = Mapping[str, Table]
+Verdict = Literal["reproduced", "not reproduced", "undecided", "not measured"]
+FIDELITY = "psnr_continuation"
+NOTE = 0.25  # dB: a smaller difference in fidelity is of no note
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Claim:
+    """source: where the paper has it, or "question" for what users ask and the paper leaves open.
+    contrast: of the study's table; above 0 is what is claimed. margin: a difference below it is of
+    no note. equal: what is claimed is that there is no difference of note."""
+
+    name: str
+    source: str
+    study: str
+    text: str
+    contrast: Callable[[Table], Estimate]
+    unit: str
+    margin: float = 0.0
+    equal: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    claim: Claim
+    estimate: Estimate | None
+    p_value: float | None
+    verdict: Verdict
+    why: str = ""
+
+
+def less(ours: Point, theirs: Point, paired: bool = True) -> Callable[[Table], Estimate]:
+    """ours - theirs, paired by clip, and by seed unless theirs was not trained."""
+
+    def contrast(table: Table) -> Estimate:
+        one, two = table.values(ours), table.values(theirs)
+        return difference(one, two, paired_seeds=paired and len(one) == len(two))
+
+    return contrast
+
+
+def more_than(ours: str, theirs: str, metric: str = FIDELITY, **setting) -> Callable:
+    """Of two variants at the same setting."""
+    return less(Point.of(ours, metric, **setting), Point.of(theirs, metric, **setting))
+
+
+def slope(point: Point, name: str, sign: int = 1) -> Callable[[Table], Estimate]:
+    """Of a metric over log2 of a setting."""
+
+    def contrast(table: Table) -> Estimate:
+        return trend({key: sign * values for key, values in table.by(point, name).items()})
+
+    return contrast
+
+
+def falling_optimum(variant: str) -> Callable[[Table], Estimate]:
+    """How far the best strength falls with each doubling of the iterations. Lengths whose best
+    strength is at the end of the grid for some seed say nothing and are left out."""
+
+    def contrast(table: Table) -> Estimate:
+        point = Point.of(variant, FIDELITY, task="i2v")
+        found = {
+            length: best(table.by(point.at(at_step=length), "strength"), "linear")
+            for length in table.choices("at_step")
+        }
+        inside = {length: -one.per_clip for length, one in found.items() if not one.at_edge}
+        if len(inside) < 2:
+            raise NotMeasured("the best strength is at the end of the grid for most lengths")
+        return trend(inside)
+
+    return contrast
+
+
+def over_strategies(table: Table) -> Estimate:
+    """Fidelity over p_async of 0.2, 0.5, 0.8 and 1, by log2, each at its own best strength."""
+    shares = {0.2: "ptss_02", 0.5: "ptss_05", 0.8: "ptss_08", 1.0: "independent"}
+    points = {p: Point.of(v, FIDELITY, task="i2v", strength=BEST) for p, v in shares.items()}
+    return trend({p: table.values(point) for p, point in points.items()})
+
+
+def relative_loss(ours: str, theirs: str) -> Callable[[Table], Estimate]:
+    """How far the text-to-video loss is above another's, as a share of that one's mean."""
+
+    def contrast(table: Table) -> Estimate:
+        mine, other = (table.values(Point.of(v, "loss", task="t2v")) for v in (ours, theirs))
+        scale = float(other.mean())
+        return difference(mine / scale, other / scale, paired_seeds=len(mine) == len(other))
+
+    return contrast
+
+
+def judge(claims: list[Claim], tables: Tables) -> list[Finding]:
+    """Every claim with its interval and verdict; p values are Holm's over all that are measured."""
+    estimates: list[Estimate | str] = []
+    for claim in claims:
+        try:
+            if claim.study not in tables:
+                raise NotMeasured(f"study {claim.study} is not measured")
+            estimates.append(claim.contrast(tables[claim.study]))
+        except NotMeasured as error:
+            estimates.append(str(error))
+    measured = [one for one in estimates if isinstance(one, Estimate)]
+    adjusted = iter(holm([one.p_value for one in measured]))
+    findings = []
+    for claim, one in zip(claims, estimates, strict=True):
+        if isinstance(one, str):
+            findings.append(Finding(claim, None, None, "not measured", one))
+        else:
+            p = next(adjusted)
+            findings.append(Finding(claim, one, p, _verdict(claim, one, p)))
+    return findings
+
+
+def _verdict(claim: Claim, found: Estimate, p: float) -> Verdict:
+    inside = -claim.margin < found.low and found.high < claim.margin
+    apart = p < ALPHA and not inside
+    if claim.equal:
+        beyond = found.low > claim.margin or found.high < -claim.margin
+        return "reproduced" if inside else "not reproduced" if beyond else "undecided"
+    if apart and found.mean > 0:
+        return "reproduced"
+    return "not reproduced" if inside or apart else "undecided"
+
+
+def _tasks() -> list[Claim]:
+    named = {
+        "start_end": "start and end frame", "keyframes": "keyframes",
+        "completion": "completion", "extension": "extension",
+    }  # fmt: skip
+    return [
+        Claim(
+            f"task_{task}", "§3, Fig. 1", "tasks",
+            f"{words.capitalize()}: without training for it, the frames that are not given are "
+            "nearer to the truth than the base model's.",
+            less(*(Point.of(v, "psnr_free", task=task, encode=encode)
+                   for v in ("independent", "base"))),
+            "dB", NOTE,
+        )
+        for task, words in named.items()
+        for encode in ["repeated" if task in ("start_end", "keyframes") else None]
+    ]  # fmt: skip
+
+
+_BEST = {"task": "i2v", "strength": BEST}
+_PLAIN = {"task": "i2v", "multiplier": 0.0}
+
+CLAIMS = [
+    Claim("strategy_i2v", "Table 2", "strategies",
+          'Independent levels beat the "I2V" strategy (frame 0 clean, one level for the rest), '
+          "each at its best strength.",
+          more_than("independent", "first_frame_clean", **_BEST), "dB", NOTE),
+    Claim("strategy_ptss", "Table 2", "strategies",
+          "Independent levels beat PTSS at p = 0.2, each at its best strength.",
+          more_than("independent", "ptss_02", **_BEST), "dB", NOTE),
+    Claim("strategy_trend", "Tables 2, 5b", "strategies",
+          "The more samples are drawn asynchronously (p = 0.2, 0.5, 0.8, 1), the better.",
+          over_strategies, "dB per doubling of p", 0.1),
+    Claim("strategy_control", "§2", "strategies",
+          "It is the vector of levels, not more training: independent beats one level for all "
+          "frames.",
+          more_than("independent", "synchronized", **_BEST), "dB", NOTE),
+    Claim("strength", "Tables 4, 5", "strategies",
+          "A strength above 1 is better than the trained one: 1.5 beats 1.0.",
+          less(*(Point.of("independent", FIDELITY, task="i2v", strength=s) for s in (1.5, 1.0))),
+          "dB", NOTE),
+    Claim("motion", "Tables 4c, 5b", "strategies",
+          "Strength trades motion away: the dynamic degree falls with it.",
+          slope(Point.of("independent", "dynamic_degree", task="i2v"), "strength", -1),
+          "per doubling of strength"),
+    Claim("consistency", "Tables 4c, 5b", "strategies",
+          "Strength buys consistency: the background's similarity rises with it.",
+          slope(Point.of("independent", "background_similarity", task="i2v"), "strength"),
+          "per doubling of strength"),
+    Claim("rank", "Table 4a", "rank",
+          "A higher rank is better at equal iterations: 64 beats 16, each at its best strength.",
+          more_than("independent", "rank_16", **_BEST), "dB", NOTE),
+    Claim("optimum_falls", "Table 4c", "iterations",
+          "The best strength falls as training lengthens.",
+          falling_optimum("iterations"), "of strength per doubling", 0.02),
+    Claim("iterations", "Table 4c", "iterations",
+          "Quality at the best strength rises with iterations.",
+          slope(Point.of("iterations", FIDELITY, **_BEST), "at_step"), "dB per doubling", 0.1),
+    Claim("few_steps", "Table 4b", "steps",
+          "10 steps are better than 2.",
+          less(*(Point.of("independent", FIDELITY, num_steps=n) for n in (10, 2))), "dB", NOTE),
+    Claim("five_steps", "Table 4b", "steps",
+          "10 steps are better than 5.",
+          less(*(Point.of("independent", FIDELITY, num_steps=n) for n in (10, 5))), "dB", NOTE),
+    Claim("many_steps", "Table 4b", "steps",
+          "20 steps gain nothing of note over 10.",
+          less(*(Point.of("independent", FIDELITY, num_steps=n) for n in (20, 10))), "dB", NOTE,
+          equal=True),
+    Claim("concat", "Table 5a", "methods",
+          "A VTA LoRA beats the classical way (the image in further channels, all weights) at as "
+          "many steps.",
+          more_than("independent", "concat", task="i2v"), "dB", NOTE),
+    Claim("full", "Table 5a", "methods",
+          "A VTA LoRA is better than VTA with all weights at as many steps.",
+          more_than("independent", "full", task="i2v"), "dB", NOTE),
+    Claim("retention", "§2, abstract", "strategies",
+          "Text to video is kept: its loss is within 2% of the base model's.",
+          relative_loss("independent", "base"), "of the base's loss", 0.02, equal=True),
+    *_tasks(),
+    Claim("end_repeated", "App. D", "tasks",
+          "An end frame encoded as the four frames of its latent beats one encoded alone.",
+          less(*(Point.of("independent", "psnr_free", task="start_end", encode=e)
+                 for e in ("repeated", "alone"))), "dB", NOTE),
+    Claim("noisy_image", "Alg. 1", "multipliers",
+          "Some noise on the given image (multiplier 0.2) makes the continuation better than none.",
+          less(*(Point.of("independent", FIDELITY, multiplier=m) for m in (0.2, 0.0))), "dB", NOTE),
+    Claim("experts_range", "issue 53", "experts",
+          "Of two experts, each is better adapted on the full noise range than on its own.",
+          more_than("full_range", "own_range", **_PLAIN), "dB", NOTE),
+]  # fmt: skip
+
+QUESTIONS = [
+    Claim("bell", "question", "recipe", "Loss weights by level (DiffSynth's bell) help.",
+          more_than("bell", "independent", **_PLAIN), "dB", NOTE),
+    Claim("bf16", "question", "recipe", "Levels rounded to bfloat16 change nothing of note.",
+          more_than("bf16_levels", "independent", **_PLAIN), "dB", NOTE, equal=True),
+    Claim("clean_01", "question", "recipe", "Giving one frame in ten clean in training helps.",
+          more_than("clean_01", "independent", **_PLAIN), "dB", NOTE),
+    Claim("clean_03", "question", "recipe", "Giving three frames in ten clean in training helps.",
+          more_than("clean_03", "independent", **_PLAIN), "dB", NOTE),
+    Claim("end_context", "question", "tasks",
+          "An end frame encoded behind the frames before it beats one that is repeated.",
+          less(*(Point.of("independent", "psnr_free", task="start_end", encode=e)
+                 for e in ("context", "repeated"))), "dB", NOTE),
+    Claim("planned_i2v", "our idea", "recipe",
+          "Half of the samples drawn as sampling shows them beat independent levels: image to "
+          "video.",
+          more_than("planned", "independent", **_PLAIN), "dB", NOTE),
+    *(Claim(f"planned_{task}", "our idea", "recipe", f"The same: {words}.",
+            more_than("planned", "independent", "psnr_free", task=task), "dB", NOTE)
+      for task, words in (("start_end", "start and end frame"), ("keyframes", "keyframes"),
+                          ("completion", "completion"), ("extension", "extension"))),
+    Claim("planned_loss", "our idea", "recipe",
+          "The same keeps text to video as well: its loss is within 1% of that of independent "
+          "levels.",
+          relative_loss("planned", "independent"), "of its loss", 0.01, equal=True),
+]  # fmt: skip

@@ -1,0 +1,123 @@
+"""Measurements of a study as arrays: seeds x clips of a metric, at a setting."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pusa.evaluation.crossed import Estimate, estimate
+from pusa.evaluation.study import read_rows
+
+BEST = "best"  # a strength: each run's own best, see `Table.own_best`
+
+
+class NotMeasured(ValueError):
+    """A table lacks what is asked of it; the studies say which command fills it in."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What to look up: a variant, a metric, and settings by name, those left out being free as long
+    as the table has one value for them."""
+
+    variant: str
+    metric: str
+    setting: tuple[tuple[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, variant: str, metric: str, **setting: Any) -> "Point":
+        return cls(variant, metric, tuple(sorted(setting.items())))
+
+    def at(self, **setting: Any) -> "Point":
+        """The same with other settings."""
+        return Point.of(self.variant, self.metric, **(dict(self.setting) | setting))
+
+
+class Table:
+    """The rows of one study. NotMeasured where there is none."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        if not rows:
+            raise NotMeasured("nothing is measured")
+        self.rows = rows
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Table":
+        return cls(read_rows(Path(path)))
+
+    @property
+    def variants(self) -> list[str]:
+        return list(dict.fromkeys(row["variant"] for row in self.rows))
+
+    def choices(self, name: str, **setting: Any) -> list[Any]:
+        """The values of a setting, in ascending order."""
+        found = {row[name] for row in self.rows if _fits(row, setting)}
+        return sorted(value for value in found if value is not None)
+
+    def values(self, point: Point) -> Tensor:
+        """(seeds, clips) float64; NaN where the metric does not apply to a clip.
+
+        ValueError if what is asked leaves several measurements of a clip.
+        """
+        setting = dict(point.setting)
+        if setting.get("strength") == BEST:
+            return self.own_best(point)
+        found: dict[tuple[int, int], float] = {}
+        for row in self.rows:
+            if row["variant"] != point.variant or not _fits(row, setting):
+                continue
+            key = row["seed"], row["clip"]
+            if key in found:
+                raise ValueError(f"{point}: says too little, there are several such measurements.")
+            found[key] = row.get(point.metric, float("nan"))
+        return _square(found, point)
+
+    def by(self, point: Point, name: str) -> dict[float, Tensor]:
+        """The values at each choice of a setting."""
+        setting = {key: value for key, value in point.setting if key != name}
+        choices = self.choices(name, variant=point.variant, **setting)
+        if not choices:
+            raise NotMeasured(f"{point} has no {name}")
+        return {choice: self.values(point.at(**{name: choice})) for choice in choices}
+
+    def own_best(self, point: Point) -> Tensor:
+        """(seeds, clips) at the strength that is best for the variant, chosen on the other half of
+        the clips, so that no clip has a say in the choice that it is judged with. A run without a
+        LoRA has but one."""
+        strengths = self.choices("strength", **_without(point, "strength"))
+        if not strengths:
+            return self.values(point.at(strength=None))
+        stacked = torch.stack(list(self.by(point, "strength").values()))  # (strengths, R, N)
+        even = torch.arange(stacked.shape[2]) % 2 == 0
+        chosen = torch.empty_like(stacked[0])
+        for half in (even, ~even):
+            top = int(stacked[:, :, ~half].nanmean((1, 2)).argmax())
+            chosen[:, half] = stacked[top][:, half]
+        return chosen
+
+    def estimate(self, point: Point) -> Estimate:
+        return estimate(self.values(point))
+
+
+def _without(point: Point, name: str) -> dict[str, Any]:
+    return {"variant": point.variant} | {k: v for k, v in point.setting if k != name}
+
+
+def _fits(row: Mapping[str, Any], setting: Mapping[str, Any]) -> bool:
+    return all(row[name] == value for name, value in setting.items())
+
+
+def _square(found: Mapping[tuple[int, int], float], point: Point) -> Tensor:
+    """NotMeasured if there is none, or a seed lacks a clip."""
+    seeds = sorted({seed for seed, _ in found})
+    clips = sorted({clip for _, clip in found})
+    if not found or len(found) != len(seeds) * len(clips):
+        raise NotMeasured(f"{point} is not measured")
+    table = [[found[seed, clip] for clip in clips] for seed in seeds]
+    values = torch.tensor(table, dtype=torch.float64)
+    if values.isnan().all():
+        raise NotMeasured(f"{point} is not measured")
+    return values
