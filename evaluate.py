@@ -16,6 +16,7 @@ from pusa.evaluation.benchmark import Benchmark, evaluate_benchmark
 from pusa.evaluation.lanes import Tools
 from pusa.evaluation.replica import evaluate_replica
 from pusa.evaluation.study import evaluate_study
+from pusa.evaluation.study_report import write_report
 from pusa.evaluation.tasks import TaskSuite, evaluate_tasks
 from pusa.pipelines.parts import read_part
 
@@ -33,7 +34,11 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     shared = {"name": cfg.name, "progress": entry.progress_bars, "part": part}
     if cfg.study is not None:
         del shared["name"]
-        page = evaluate_study(model, sampler, entry.build(cfg.study), suite.source, **shared)
+        study = entry.build(cfg.study)
+        if evaluate_study(model, sampler, study, suite.source, **shared):
+            page = write_report(study.tables, study.page)
+        else:
+            page = None
     elif isinstance(suite, TaskSuite):
         page = evaluate_tasks(model, sampler, suite, **shared)
     elif isinstance(suite, Benchmark):
@@ -45,7 +50,7 @@ def evaluate(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     if page is None:
         log.info("part %d/%d is done; without part= all are put together.", part.index, part.count)
     else:
-        log.info("%s: %s", "the table" if page.suffix == ".csv" else "the page", page)
+        log.info("the page: %s", page)
 
 
 def entry_configs(cfg: DictConfig, suite: Benchmark) -> dict[str, dict]:

@@ -17,6 +17,7 @@ from pusa import (
     cli_generate,
     cli_plan,
     cli_published,
+    cli_reproduce,
     cli_schedule,
     cli_train,
     cli_weights,
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_plan.add_commands(commands)
     cli_cost.add_commands(commands)
     cli_published.add_commands(commands)
+    cli_reproduce.add_commands(commands)
     cli_schedule.add_commands(commands)
     cli_evaluate.add_commands(commands)
     cli_demo.add_commands(commands)

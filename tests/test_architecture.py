@@ -65,6 +65,7 @@ ROOF = {
     "pusa/cli_plan.py",
     "pusa/cli_cost.py",
     "pusa/cli_published.py",
+    "pusa/cli_reproduce.py",
     "pusa/cli_schedule.py",
     "pusa/cli_demo.py",
     "pusa/cli_evaluate.py",

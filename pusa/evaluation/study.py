@@ -22,6 +22,7 @@ from pusa.evaluation.study_measure import (
     Tools,
     Values,
     finite,
+    is_finished,
     is_lora,
     measure,
     result_of,
@@ -46,7 +47,8 @@ class Study:
 
     variants, seeds: as lists, or joined by commas. settings: rows of lists, each the product of
     them; what a row leaves out is as the study has it. controls: what needs no training and stands
-    beside the runs. folder: of the runs, <variant>/seed<seed>; tables: where <name>.csv goes.
+    beside the runs. folder: of the runs, <variant>/seed<seed>; tables: where <name>.csv goes; page:
+    what is made of the tables of all studies.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Study:
     tasks: Mapping[str, Task]
     folder: str
     tables: str
+    page: str
     task: str = "i2v"
     strength: float = 1.0
     multiplier: float = 0.0
@@ -94,8 +97,15 @@ class Study:
 
     def units(self) -> list[tuple[str, int]]:
         """What is measured: the controls, and every variant with every seed."""
-        trained = [(variant, int(seed)) for variant in self.variants for seed in self.seeds]
+        seeds = [self.seeds] if isinstance(self.seeds, int) else self.seeds
+        trained = [(variant, int(seed)) for variant in self.variants for seed in seeds]
         return [*((name, 0) for name in self.controls), *trained]
+
+    def missing(self) -> list[Path]:
+        """The runs that are not finished."""
+        runs = [self.run(variant, seed) for variant, seed in self.units()
+                if variant not in UNTRAINED]  # fmt: skip
+        return [run for run in runs if not is_finished(run)]
 
     def run(self, variant: str, seed: int) -> Path:
         return Path(self.folder) / variant.replace(" ", "_") / f"seed{seed}"

@@ -83,6 +83,13 @@ def result_of(run: Path, at_step: int | None) -> Path:
     raise ValueError(f"{folder}: holds no {RESULT} and no {WHOLE}; is the run finished?")
 
 
+def is_finished(run: Path) -> bool:
+    try:
+        return bool(result_of(run, None))
+    except ValueError:
+        return False
+
+
 def is_lora(result: Path) -> bool:
     return result.name != WHOLE
 

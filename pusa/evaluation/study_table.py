@@ -31,6 +31,10 @@ class Point:
     def of(cls, variant: str, metric: str, **setting: Any) -> "Point":
         return cls(variant, metric, tuple(sorted(setting.items())))
 
+    def __str__(self) -> str:
+        told = [f"{name} {value}" for name, value in self.setting if value is not None]
+        return f"{self.metric} of {self.variant}" + (f" ({', '.join(told)})" if told else "")
+
     def at(self, **setting: Any) -> "Point":
         """The same with other settings."""
         return Point.of(self.variant, self.metric, **(dict(self.setting) | setting))
