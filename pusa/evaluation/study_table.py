@@ -15,7 +15,7 @@ BEST = "best"  # a strength: each run's own best, see `Table.own_best`
 
 
 class NotMeasured(ValueError):
-    """A table lacks what is asked of it; the studies say which command fills it in."""
+    """A table lacks what is asked of it, or has several; the page shows the rest."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Table:
     def values(self, point: Point) -> Tensor:
         """(seeds, clips) float64; NaN where the metric does not apply to a clip.
 
-        ValueError if what is asked leaves several measurements of a clip.
+        NotMeasured if there is none, or what is asked leaves several of a clip.
         """
         setting = dict(point.setting)
         if setting.get("strength") == BEST:
@@ -75,7 +75,7 @@ class Table:
                 continue
             key = row["seed"], row["clip"]
             if key in found:
-                raise ValueError(f"{point}: says too little, there are several such measurements.")
+                raise NotMeasured(f"{point} says too little: there are several such measurements")
             found[key] = row.get(point.metric, float("nan"))
         return _square(found, point)
 
@@ -88,18 +88,20 @@ class Table:
         return {choice: self.values(point.at(**{name: choice})) for choice in choices}
 
     def own_best(self, point: Point) -> Tensor:
-        """(seeds, clips) at the strength that is best for the variant, chosen on the other half of
-        the clips, so that no clip has a say in the choice that it is judged with. A run without a
-        LoRA has but one."""
+        """(seeds, clips) at the strength that is best for the variant. It is chosen on the other
+        half of the clips and, of several, the other seeds, so that nothing has a say in the choice
+        that it is judged with. A run without a LoRA has but one."""
         strengths = self.choices("strength", **_without(point, "strength"))
         if not strengths:
             return self.values(point.at(strength=None))
         stacked = torch.stack(list(self.by(point, "strength").values()))  # (strengths, R, N)
         even = torch.arange(stacked.shape[2]) % 2 == 0
         chosen = torch.empty_like(stacked[0])
-        for half in (even, ~even):
-            top = int(stacked[:, :, ~half].nanmean((1, 2)).argmax())
-            chosen[:, half] = stacked[top][:, half]
+        for seed in range(len(chosen)):
+            others = [s for s in range(len(chosen)) if s != seed] or [seed]
+            for half in (even, ~even):
+                top = int(stacked[:, others][:, :, ~half].nanmean((1, 2)).argmax())
+                chosen[seed, half] = stacked[top, seed, half]
         return chosen
 
     def estimate(self, point: Point) -> Estimate:
