@@ -27,6 +27,7 @@ from pusa.evaluation.study_measure import (
     measure,
     result_of,
 )
+from pusa.evaluation.study_pictures import Picture, write_picture
 from pusa.evaluation.suite import toy_suite
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Sampler
@@ -48,7 +49,7 @@ class Study:
     variants, seeds: as lists, or joined by commas. settings: rows of lists, each the product of
     them; what a row leaves out is as the study has it. controls: what needs no training and stands
     beside the runs. folder: of the runs, <variant>/seed<seed>; tables: where <name>.csv goes; page:
-    what is made of the tables of all studies.
+    what is made of the tables of all studies; picture: beside it, in images.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Study:
     encode: str = "repeated"
     at_step: int | None = None
     controls: Sequence[str] = (BASE,)
+    picture: Picture | None = None
 
     def __post_init__(self):
         for name, kind in (("variants", str), ("seeds", int)):
@@ -137,7 +139,23 @@ def evaluate_study(
     if part.count > 1:
         return None
     write_rows(study.table, rows)
+    _draw(tools, study)
     return study.table
+
+
+def _draw(tools: Tools, study: Study) -> None:
+    """The study's picture, if it has one and the runs that it shows are here."""
+    picture = study.picture
+    if picture is None:
+        return
+    runs = {v: None if v == BASE else study.run(v, 0) for v in picture.variants.values()}
+    if not all(run is None or is_finished(run) for run in runs.values()):
+        log.info("the picture of %s stays as it is: not all of its runs are here.", study.name)
+        return
+    results = {v: None if run is None else result_of(run, None) for v, run in runs.items()}
+    path = Path(study.page).parent / "images" / f"replica_{study.name}.png"
+    plain = Setting(*(getattr(study, name) for name in NAMES))
+    write_picture(path, picture, tools, results, plain)
 
 
 def _of_run(

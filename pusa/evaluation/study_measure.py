@@ -165,6 +165,12 @@ def measure(tools: Tools, variant: str, result: Path | None, setting: Setting) -
     return values
 
 
+def sampled(tools: Tools, variant: str, result: Path | None, setting: Setting) -> list[Tensor]:
+    """uint8 videos (T, 3, H, W) of a run, or of the base, for every clip of the tools."""
+    setting = setting.of(variant, result is not None and is_lora(result))
+    return _videos(tools, _load(tools.model, result, setting.strength), setting)
+
+
 def _untrained(variant: str, vae: VideoVAE, truth: Tensor) -> Tensor:
     if variant == CODEC:
         return codec_roundtrip(vae, truth)
