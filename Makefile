@@ -5,19 +5,21 @@ SHELL := /bin/bash
 PYTHON ?= python3
 JOBS ?= 2
 ARGS ?=
+STUDIES ?=
 
 VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check # errors are still shown
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint format reproduce clean
+.PHONY: help install demo test lint format reproduce base clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  PYTHON=python3.12  the Python that makes .venv (3.11 to 3.13; default python3)"
-	@echo "  JOBS=4             processes of 'make test' (default 2)"
+	@echo "  JOBS=4             processes of 'make test' and 'make reproduce' (default 2)"
+	@echo "  STUDIES='rank'     some of the studies of 'make reproduce'"
 	@echo "  ARGS='-k sampler'  more arguments for pytest"
 
 install: $(INSTALLED) ## Create .venv with the pinned versions (2 to 4 minutes, 2 GB)
@@ -55,10 +57,13 @@ format: install ## Mend what ruff can mend
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+reproduce: install ## Train and measure the studies of docs/replica.md, JOBS at once; goes on where it stopped
+	$(VENV)/bin/pusa reproduce --jobs $(JOBS) $(STUDIES)
+
 # The parts as remade, in place of the committed ones in data/replica.
 REMADE := model.vae=outputs/tiny_vae/vae model.text_encoder=outputs/tiny_text_encoder
 
-reproduce: install ## Remake the committed replica from nothing: codec, base, LoRA, evaluation (2 h)
+base: install ## Remake the committed codec, text encoder and base from nothing (2 h)
 	$(RUN) train.py experiment=tiny_vae
 	$(VENV)/bin/pusa tiny-text-encoder outputs/tiny_text_encoder
 	$(RUN) train.py experiment=tiny_base $(REMADE)

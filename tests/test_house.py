@@ -111,7 +111,7 @@ def test_no_tracked_file_is_too_large():
 
 def test_the_pages_name_only_make_targets_that_exist():
     targets = make_targets(read("Makefile"))
-    assert {"install", "demo", "test", "lint", "format", "reproduce", "clean"} <= targets
+    assert {"install", "demo", "test", "lint", "format", "reproduce", "base", "clean"} <= targets
     pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
     missing = {p.name: mentioned_targets(p.read_text("utf-8")) - targets for p in pages}
     assert not any(missing.values()), missing
