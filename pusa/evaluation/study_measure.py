@@ -43,6 +43,7 @@ OVERLAP = 5  # pixel frames that extension and transition share with their clips
 BASE, COPY, CODEC = "base", "static copy", "codec"
 UNTRAINED = (BASE, COPY, CODEC)
 TEXT_METRICS = ("direction_accuracy", "dynamic_degree", "temporal_flickering")
+IMAGE_METRICS = ("psnr_first_frame", "psnr_continuation", "background_similarity", *TEXT_METRICS)
 Values = dict[str, float | None]
 
 
@@ -226,7 +227,7 @@ def _shown(tools: Tools, setting: Setting, number: int) -> Tensor:
 
 def _judged(tools: Tools, setting: Setting, videos: Sequence[Tensor]) -> list[Values]:
     if setting.task in ("i2v", "t2v"):
-        names = registry.names() if setting.task == "i2v" else TEXT_METRICS
+        names = IMAGE_METRICS if setting.task == "i2v" else TEXT_METRICS
         metrics = [registry.lookup(name) for name in names]
         return [
             {metric.name: metric.function(_sample(tools, i, video)) for metric in metrics}
