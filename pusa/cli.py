@@ -19,6 +19,7 @@ from pusa import (
     cli_published,
     cli_reproduce,
     cli_schedule,
+    cli_track,
     cli_train,
     cli_weights,
     entry,
@@ -61,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_weights.add_commands(commands)
     cli_data.add_commands(commands)
     cli_train.add_commands(commands)
+    cli_track.add_commands(commands)
     cli_plan.add_commands(commands)
     cli_cost.add_commands(commands)
     cli_published.add_commands(commands)

@@ -61,6 +61,7 @@ ROOF = {
     "pusa/cli_jobs.py",
     "pusa/cli_weights.py",
     "pusa/cli_cache.py",
+    "pusa/cli_track.py",
     "pusa/cli_train.py",
     "pusa/cli_plan.py",
     "pusa/cli_cost.py",
