@@ -1,0 +1,91 @@
+"""`pusa reproduce` and the end of `train.py -m`: which processes are started, and what is told."""
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+
+from pusa import cli_reproduce
+from tests.conftest import REPOSITORY, run_pusa
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> list[str]:
+    """Commands that were started, without python and folders; none is run."""
+    monkeypatch.chdir(tmp_path)
+    commands: list[str] = []
+
+    def run(command, **options):
+        commands.append(" ".join([Path(command[1]).name, *command[2:]]))
+        return SimpleNamespace(returncode=int("part=1/2" in command and "rank" in command[2]))
+
+    monkeypatch.setattr(cli_reproduce.subprocess, "run", run)
+    return commands
+
+
+def finish(root: Path, *runs: str) -> None:
+    for run in runs:
+        folder = root / "outputs" / "replica" / run
+        folder.mkdir(parents=True)
+        (folder / "lora.safetensors").write_bytes(b"")
+
+
+def test_what_is_missing_is_trained_then_all_is_measured(started, tmp_path, root):
+    finish(tmp_path, *(f"experts/own_range/seed{s}" for s in range(3)))
+    finish(tmp_path, "experts/full_range/seed0")
+    assert run_pusa("reproduce", "experts", "--jobs", 2, "--set", "num_threads=1") == 0
+    more = "experiment=replica/experts num_threads=1"
+    assert started == [
+        "train.py experiment=replica/expert_base num_threads=1",
+        f"train.py -m {more} variant=full_range seed=0,1,2 hydra.callbacks.study=null",
+        f"evaluate.py {more} part=0/2", f"evaluate.py {more} part=1/2", f"evaluate.py {more}",
+    ]  # fmt: skip
+    assert len(list((tmp_path / "outputs/replica/logs").iterdir())) == len(started)
+
+
+def test_a_process_that_fails_ends_it_and_its_log_is_named(started, root, capsys):
+    assert run_pusa("reproduce", "rank", "--jobs", 2) == 1
+    assert "part=1_2.log says why" in capsys.readouterr().err
+    assert not any(c.split()[-1] == "experiment=replica/rank" for c in started if "part" not in c)
+
+
+def test_an_unknown_study_is_told_the_known_ones(started, capsys):
+    assert run_pusa("reproduce", "ranks") == 1
+    assert "ranks: no such study; there are strategies, rank" in capsys.readouterr().err
+    assert run_pusa("reproduce", "--jobs", 0) == 1
+    assert not started
+
+
+def multirun(*overrides: str):
+    return OmegaConf.create(
+        {"study": {"name": "rank"}, "hydra": {"overrides": {"task": list(overrides)}}}
+    )
+
+
+def test_the_end_of_a_sweep_measures_a_study_whose_runs_are_all_there(started, root, caplog):
+    typed = ("experiment=replica/rank", "variant=rank_4", "seed=0,1,2", "num_threads=1")
+    with caplog.at_level("INFO"):
+        cli_reproduce.Measure().on_multirun_end(multirun(*typed))
+    assert "9 runs of the study are not there yet" in caplog.text
+    assert not started
+    finish(root, *(f"{v}/seed{s}" for v in ("rank_4", "rank_16", "independent") for s in range(3)))
+    cli_reproduce.Measure().on_multirun_end(multirun(*typed))
+    assert started == ["evaluate.py experiment=replica/rank num_threads=1"]
+
+
+@pytest.mark.slow
+def test_a_sweep_names_its_runs_by_variant_and_seed(root):
+    """Real hydra: the sweep's own list of runs, and its callback."""
+    done = subprocess.run(
+        [sys.executable, "train.py", "-m", "experiment=replica/rank", "variant=rank_4", "seed=0,1",
+         "data.num_clips=4", "data.heldout.toy.num_clips=2", "batch_size=2", "trainer.max_steps=1",
+         f"paths.root={root}"],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    for seed in (0, 1):
+        assert (root / f"outputs/replica/rank_4/seed{seed}/lora.safetensors").is_file()
+    assert "7 runs of the study are not there yet" in done.stdout
