@@ -82,7 +82,10 @@ def table_of(curve: "Curve", run: "Run | None" = None) -> list[str]:
     names = [name for name in curve.points if not any(part in name for part in left_out)]
     known = {name: {point.step: point for point in curve.points[name]} for name in names}
     cells = [["step", *names]]
-    for step in sorted({step for name in JUDGED for step in known.get(name, ())}):
+    steps = {step for name in JUDGED for step in known.get(name, ())}
+    if run is not None:
+        steps |= {step for name in JUDGED for step, _ in run.series.get(name, ())}
+    for step in sorted(steps):
         row = [str(step)]
         for name in names:
             point = known[name].get(step)

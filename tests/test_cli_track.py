@@ -18,11 +18,12 @@ def test_a_curve_is_made_printed_and_runs_are_compared_with_it(runs, tmp_path, c
     assert run_pusa("track", "--curve", curve) == 0
     assert "0.69 to 0.71" in caplog.text
     caplog.clear()
-    behind = make_run(tmp_path / "behind", {100: 0.9})
+    behind = make_run(tmp_path / "behind", {1: 0.95, 100: 0.9})
     assert run_pusa("track", behind, runs[0], "--curve", curve) == 0
     assert "behind: behind: heldout/first_clean 0.9, known good 0.6478 to 0.7522" in caplog.text
     assert "seed0: on track" in caplog.text
     assert "0.9 (0.69 to 0.71)" in caplog.text
+    assert "0.95 (not known)" in caplog.text
     assert "0.69 (0.69 to 0.71)" in caplog.text
     for run in (behind, runs[0]):
         assert picture(run / "on_track.png").shape[1] > 1000
