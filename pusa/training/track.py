@@ -248,12 +248,13 @@ class Track(L.Callback):
         if not self.path.is_file():
             if trainer.is_global_zero:
                 log.info("no known good curve at %s; python train.py -m experiment=replica/demo "
-                         "makes one", self.path)  # fmt: skip
+                         "trains its runs, pusa track --make writes it", self.path)  # fmt: skip
             return
         self._curve = read_curve(self.path)
-        difference = self._curve.difference(settings_of(_read_config(self.folder)))
-        if difference and trainer.is_global_zero:
-            log.info("%s", difference)
+        if trainer.is_global_zero:
+            difference = self._curve.difference(settings_of(_read_config(self.folder)))
+            if difference is not None:
+                log.info("%s", difference)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._curve is not None and trainer.is_global_zero and not trainer.sanity_checking:
