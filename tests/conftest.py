@@ -68,6 +68,7 @@ def small_run(root, shared_data) -> Callable[..., DictConfig]:
             overrides = ("data.heldout.toy.num_clips=4", *overrides)
         return compose_config(
             "train", f"experiment={experiment}", f"name={experiment}", "logger.wandb=off",
+            "callbacks.track.curve=null",
             "data.num_clips=16", "batch_size=4",
             "trainer.max_steps=4",
             "trainer.val_check_interval=2", f"paths.toy={shared_data}/data/toy",

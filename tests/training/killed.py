@@ -27,6 +27,7 @@ STEPS, EVERY = 120, 2
 def config(root: Path, name: str):
     return compose_config(
         "train", "experiment=tiny_vta", f"name={name}", "logger.wandb=off", "data.num_clips=8",
+        "callbacks.track.curve=null",
         "batch_size=2", "data.heldout.toy.num_clips=2", f"trainer.max_steps={STEPS}",
         "lora.rank=4", "trainer.val_check_interval=20", "trainer.log_every_n_steps=1",
         "trainer.accelerator=cpu", "callbacks.grid=null", f"callbacks.checkpoints.every={EVERY}",
