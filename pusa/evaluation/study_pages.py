@@ -125,7 +125,8 @@ SECTIONS = (
         "methods",
         "A VTA LoRA, VTA with all weights, and the classical way, the clean image and a mask in "
         "further input channels with all weights trained (Table 5a), at as many steps of as many "
-        "clips.",
+        "clips. A step of the LoRA costs the most, by a few hundredths: `python "
+        "benchmarks/method_flops.py`.",
         (
             Panel("Image to video", (FIDELITY, "background_similarity", "direction_accuracy",
                                      "dynamic_degree"), where=_I2V),
