@@ -27,6 +27,11 @@ def train(cfg: DictConfig, overrides: Sequence[str] = ()) -> None:
     Does nothing for what is finished already.
     """
     entry.prepare_process(cfg, overrides)
+    if cfg.study is not None and "/None/" in cfg.name:
+        raise ValueError(
+            f"study {cfg.study.name} is several runs: train.py -m for all of them, or name one, "
+            "variant=NAME of configs/variant."
+        )
     ranks.begin_command()
     for leg in legs(cfg):
         train_one(leg)

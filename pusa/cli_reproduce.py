@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,13 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from pusa import entry
+from pusa.data.hashing import content_key
 
 log = logging.getLogger(__name__)
 FIRST = {
     "experts": ("train.py", "experiment=replica/expert_base")
 }  # what a study's runs begin with
+OWN = "outputs/replica/own"
 ALONE = "hydra.callbacks.study=null"  # a process that leaves measuring to a later one
 
 
@@ -39,7 +41,8 @@ def add_commands(commands) -> None:
     )  # fmt: skip
     reproduce.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="override any config key in every process, as study.seeds=[0]; may be repeated",
+        help="override any config key in every process, as study.seeds=[0,1,2,3]; may be repeated. "
+        f"Tables and page then go to {OWN}, not to the committed ones",
     )  # fmt: skip
     reproduce.set_defaults(run=_reproduce)
 
@@ -73,6 +76,7 @@ def _study(name: str, overrides: Sequence[str] = ()):
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
 
     running = GlobalHydra.instance().hydra  # of train.py -m, which is at its end
     GlobalHydra.instance().clear()
@@ -83,6 +87,8 @@ def _study(name: str, overrides: Sequence[str] = ()):
             cfg = compose("evaluate", overrides=given, return_hydra_config=True)
             HydraConfig.instance().set_config(cfg)
             return entry.build(cfg.study)
+    except HydraException as error:
+        raise ValueError(str(error)) from error
     finally:
         GlobalHydra.instance().clear()
         GlobalHydra.instance().hydra = running
@@ -97,26 +103,29 @@ def _reproduce(options: argparse.Namespace) -> None:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}.")
     if not _script("train.py").is_file():
         raise ValueError("pusa reproduce needs a checkout: train.py is not there.")
-    begun = time.perf_counter()
+    begun, overrides = time.perf_counter(), list(options.overrides)
+    if overrides:
+        overrides += [f"study.tables={OWN}/studies", f"study.page={OWN}/replica.md"]
+        log.info("with settings of your own, tables and page go to %s.", OWN)
     for name in options.studies or known:
-        _one(name, options.jobs, options.overrides)
+        _one(name, options.jobs, overrides)
     log.info("all studies: %s", _clock(time.perf_counter() - begun))
 
 
 def _one(name: str, jobs: int, overrides: Sequence[str]) -> None:
-    """Train what is not there, a process for each variant; measure, one for each job; the page."""
+    """Train, a process for each variant; measure, one for each job; the page. train.py keeps what
+    is finished, and refuses what was trained with other settings."""
     begun = time.perf_counter()
     study = _study(name, overrides)
-    missing = [path.parent.name for path in study.missing()]
     seeds = ",".join(map(str, study.seeds))
     common = (f"experiment=replica/{name}", *overrides)
-    if missing and name in FIRST:
-        _together([(*FIRST[name], *overrides)], 1)
+    if name in FIRST:
+        own = [text for text in overrides if not text.lstrip("+").startswith("study.")]
+        _together([(*FIRST[name], *own)], 1)
     _together(
         [
-            ("train.py", "-m", *common, f"variant={variant}", f"seed={seeds}", ALONE)
+            ("train.py", "-m", f"variant={variant}", f"seed={seeds}", *common, ALONE)
             for variant in study.variants
-            if variant in missing
         ],
         jobs,
     )
@@ -135,7 +144,7 @@ def _together(commands: Sequence[tuple[str, ...]], jobs: int) -> None:
     def run(command: tuple[str, ...]) -> tuple[int, Path]:
         words = " ".join(command).replace("experiment=replica/", "").replace(ALONE, "")
         stem = "".join(c if c.isalnum() or c in "=._-" else "_" for c in words).strip("_")
-        path = folder / f"{stem[:120]}.log"
+        path = folder / f"{stem[:80]}-{content_key(*command)[:6]}.log"
         log.info("%s", shlex.join(command))
         with path.open("w") as file:
             done = subprocess.run(
@@ -144,13 +153,10 @@ def _together(commands: Sequence[tuple[str, ...]], jobs: int) -> None:
         return done.returncode, path
 
     with ThreadPoolExecutor(jobs) as pool:
-        for code, path in _ended(pool.map(run, commands)):
-            if code:
-                raise ValueError(f"a process ended with {code}; the end of {path} says why.")
-
-
-def _ended(results: Iterable[tuple[int, Path]]) -> list[tuple[int, Path]]:
-    return list(results)
+        ended = list(pool.map(run, commands))
+    for code, path in ended:
+        if code:
+            raise ValueError(f"a process ended with {code}; the end of {path} says why.")
 
 
 def _command(words: Sequence[str]) -> list[str]:

@@ -15,7 +15,8 @@ class VectorTimesteps:
     p_async: probability that a sample's frames are drawn independently; otherwise all frames
         share one draw. 1 is Pusa's VTA, 0 ordinary text-to-video training, between is FVDM's PTSS.
     shift: time shift of the draw u ~ U(0, 1].
-    sigma_range: (low, high); draws are kept inside it, uniform in u (an expert's own noise range).
+    sigma_range: (low, high); draws are kept inside it, uniform in u (an expert's own noise range);
+        frames that are given have less.
     first_frame_clean: probability that a sample's frame 0 is given clean (sigma 0), as in
         image-to-video training. Never applied to one-frame clips.
     clean_share: probability that any single frame is given clean; one frame always stays noisy.

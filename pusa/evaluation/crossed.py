@@ -86,9 +86,10 @@ def difference(
 ) -> Estimate:
     """ours (R, N) less theirs (R', N), paired by clip.
 
-    paired_seeds: row r of both was trained with the same seed (order of data, noise); needs
-    R = R'. Else the trainings are independent. theirs (1, N) is a model that was not trained: it
-    adds no variance of seeds. (If it was trained, the result holds for that training only.)
+    paired_seeds: row r of both was trained with the same seed (order of data, and as far as what
+    is compared allows, noise); needs R = R'. Else the trainings are independent. theirs (1, N) is a
+    model that was not trained: it adds no variance of seeds. (If it was trained, the result holds
+    for that training only.)
     A clip with NaN anywhere is dropped. ValueError as `estimate`, and where seeds do not pair.
     """
     ours, theirs = _complete(ours, theirs)

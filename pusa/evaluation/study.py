@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pusa.atomic import write_text
 from pusa.evaluation.replica import Bars
@@ -73,7 +73,10 @@ class Study:
         for name, kind in (("variants", str), ("seeds", int)):
             value = getattr(self, name)
             parts = str(value).split(",") if isinstance(value, str | int) else value
-            object.__setattr__(self, name, tuple(kind(part) for part in parts))
+            try:
+                object.__setattr__(self, name, tuple(kind(part) for part in parts))
+            except ValueError:
+                raise ValueError(f"study.{name}={value}: expected numbers, as [0,1,2].") from None
         strange = set(self.controls) - set(UNTRAINED)
         if strange:
             raise ValueError(
@@ -99,8 +102,8 @@ class Study:
 
     def units(self) -> list[tuple[str, int]]:
         """What is measured: the controls, and every variant with every seed."""
-        seeds = [self.seeds] if isinstance(self.seeds, int) else self.seeds
-        trained = [(variant, int(seed)) for variant in self.variants for seed in seeds]
+        seeds = cast(Sequence[int], self.seeds)
+        trained = [(variant, seed) for variant in self.variants for seed in seeds]
         return [*((name, 0) for name in self.controls), *trained]
 
     def missing(self) -> list[Path]:
@@ -164,7 +167,7 @@ def _of_run(
     """All rows of a run that the study asks for, in its order."""
     run = study.run(variant, seed)
     if variant not in UNTRAINED and not run.exists():
-        return _shipped(study, variant, seed, shipped)
+        return _shipped(tools, study, variant, seed, shipped)
     ledger = run / "measured.csv"
     known = _by_key(read_rows(ledger))
     found: dict[Key, list[dict]] = {}
@@ -182,14 +185,23 @@ def _of_run(
     return [row for rows in found.values() for row in rows]
 
 
-def _shipped(study: Study, variant: str, seed: int, shipped: Sequence[dict]) -> list[dict]:
+def _shipped(
+    tools: Tools, study: Study, variant: str, seed: int, shipped: Sequence[dict]
+) -> list[dict]:
+    """What the table has of a run that is not here, if that is all that is asked, and measured
+    under the same conditions."""
     rows = [row for row in shipped if (row["variant"], row["seed"]) == (variant, seed)]
-    if rows:
+    alike = _by_key(row for row in rows if row[MARK].split("-")[0] == tools.conditions)
+    of_lora = any(setting.strength is not None for _, _, setting in alike)
+    asked = dict.fromkeys(s.of(variant, of_lora) for s in study.all_settings())
+    kept = [alike[variant, seed, s] for s in asked if (variant, seed, s) in alike]
+    if len(kept) == len(asked):
         log.info("%s, seed %d: is not here; its rows in %s are kept.", variant, seed, study.table)
-        return rows
+        return [row for rows in kept for row in rows]
+    what = f"{len(asked) - len(kept)} of its {len(asked)} measurements are missing" if rows else ""
     raise ValueError(
-        f"{study.run(variant, seed)}: no such run; train it first: python train.py -m "
-        f"experiment=replica/{study.name} variant={variant} seed={seed}"
+        f"{study.run(variant, seed)}: no such run{', and ' if what else ''}{what}; train it first: "
+        f"python train.py -m experiment=replica/{study.name} variant={variant} seed={seed}"
     )
 
 

@@ -38,6 +38,7 @@ from pusa.pipelines.tasks import Task
 
 WHOLE = "model.safetensors"  # the result of a run that trained all weights
 BATCH = 16
+VERSION = 1  # raise it when a measurement changes its meaning
 KEYFRAMES = 3
 OVERLAP = 5  # pixel frames that extension and transition share with their clips
 BASE, COPY, CODEC = "base", "static copy", "codec"
@@ -118,15 +119,25 @@ class Tools:
     def timing(self) -> Timing:
         return Timing(self.model.spec, self.model.num_frames, self.model.fps)
 
-    def mark(self, result: Path | None) -> str:
-        """What a measurement is of: changes with the base, the codec, the text encoder, the run."""
-        weights = [self.model.weights_path(expert) for expert in self.model.experts()]
-        parts = [*weights, self.model.vae, self.model.text_encoder]
+    @cached_property
+    def conditions(self) -> str:
+        """What all measurements of a table share: base, codec, text encoder, clips, tasks, sampler
+        but for its steps, and what is measured (VERSION)."""
+        model = self.model
+        weights = [model.weights_path(expert) for expert in model.experts()]
+        parts = [*weights, model.vae, model.text_encoder, *(item.path for item in self.items)]
+        tasks = sorted(repr(task) for task in self.tasks.values())
+        rest = (model.flow, model.latent_shape(), replace(self.sampler, num_steps=1), OVERLAP,
+                KEYFRAMES, VERSION, [item.caption for item in self.items])  # fmt: skip
         marks = [fingerprint(part) for part in parts if part is not None]
-        if result is not None:
-            files = sorted(result.rglob(RESULT)) if result.is_dir() else [result]
-            marks += [file_digest(file) for file in files]
-        return content_key(repr(self.model.flow), *marks)[:10]
+        return content_key(*marks, *tasks, *map(repr, rest))[:8]
+
+    def mark(self, result: Path | None) -> str:
+        """What a measurement is of: the conditions, and the run's weights."""
+        if result is None:
+            return f"{self.conditions}-"
+        files = sorted(result.rglob(RESULT)) if result.is_dir() else [result]
+        return f"{self.conditions}-{content_key(*map(file_digest, files))[:8]}"
 
     def task(self, setting: Setting) -> Task:
         """The task of a setting, with its multiplier, and its pictures encoded as it says."""
@@ -154,7 +165,7 @@ def measure(tools: Tools, variant: str, result: Path | None, setting: Setting) -
         backbone = (
             network
             if isinstance(network, Experts)
-            else Experts([(0.0, under(network, Conditioning.free((BATCH, *shape))))])
+            else Experts([(0.0, under(network, Conditioning.free((1, *shape))))])
         )
         losses = shared_timestep_losses(
             backbone, tools.model, tools.vae, tools.text_encoder, tools.items, 0

@@ -23,6 +23,7 @@ class Panel:
     for each choice of a setting, or for each metric.
 
     where: what else the rows have in common. columns None: one column for each of `metrics`.
+    split: a setting of which a variant may have several, and so rows.
     """
 
     title: str
@@ -32,6 +33,7 @@ class Panel:
     where: dict[str, Any] = field(default_factory=dict)
     plot: bool = False
     log: bool = False
+    split: str | None = None
 
     @property
     def corner(self) -> str:
@@ -43,10 +45,19 @@ class Panel:
         """(title, what its measurements have in common) of each row."""
         if self.rows == "variant":
             for variant in table.variants:
-                yield TITLES.get(variant, variant), {"variant": variant}
+                yield from self._of_variant(table, variant)
             return
         for choice in table.choices(self.rows, **self.where):
             yield f"{choice:g}" if isinstance(choice, int | float) else choice, {self.rows: choice}
+
+    def _of_variant(self, table: Table, variant: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        title, where = TITLES.get(variant, variant), {"variant": variant}
+        choices = table.choices(self.split, **self.where, **where) if self.split else []
+        if not choices:
+            yield title, where
+        for choice in choices:
+            told = f"{title}, {self.split} {choice:g}" if len(choices) > 1 else title
+            yield told, where | {str(self.split): choice}
 
     def column_points(self, table: Table, where: dict[str, Any]) -> Iterator[tuple[str, Point]]:
         """(title, what to look up) of each column; "" for a row that lacks the setting."""
@@ -76,6 +87,8 @@ class Section:
 
 
 _I2V = {"task": "i2v"}
+_CLEAN = _I2V | {"multiplier": 0.0}
+_HELD = {"encode": "repeated"}
 _T2V = {"task": "t2v"}
 _FIDELITY = "Fidelity of the continuation, dB"
 _MOTION = "Dynamic degree"
@@ -84,10 +97,13 @@ SECTIONS = (
     Section(
         "strategies",
         "How levels are drawn in training (Tables 2 and 5b), by the strength of the LoRA in use. "
-        "The image is given clean.",
+        "The image is given clean. Read fidelity beside motion: most pixels of these clips do not "
+        "move, and a static copy of the image is as faithful as the best of models.",
         (
             Panel(_FIDELITY, (FIDELITY,), "strength", where=_I2V, plot=True),
             Panel(_MOTION, ("dynamic_degree",), "strength", where=_I2V),
+            Panel("Direction of motion as the caption asks (by chance a quarter)",
+                  ("direction_accuracy",), "strength", where=_I2V),
             Panel("Similarity of the background", ("background_similarity",), "strength",
                   where=_I2V),
             Panel("Text to video, strength 1: the loss at one level for all frames (its mean, and "
@@ -129,7 +145,7 @@ SECTIONS = (
         "benchmarks/method_flops.py`.",
         (
             Panel("Image to video", (FIDELITY, "background_similarity", "direction_accuracy",
-                                     "dynamic_degree"), where=_I2V),
+                                     "dynamic_degree"), where=_I2V, split="strength"),
             Panel("Text to video", ("loss", "direction_accuracy", "dynamic_degree"), where=_T2V),
         ),
     ),
@@ -139,7 +155,10 @@ SECTIONS = (
         "truth; a transition goes from one clip into another one, and has no truth: its largest "
         "step at an edge of what is given over a usual step is shown.",
         (
-            Panel("Frames that are not given, dB", ("psnr_free",), "task", where={}),
+            Panel("Start and end frame, keyframes: frames that are not given, dB", ("psnr_free",),
+                  "task", where=_HELD),
+            Panel("Completion, extension: frames that are not given, dB", ("psnr_free",), "task",
+                  where={"encode": None}),
             Panel("Start and end, keyframes: how a later picture is encoded, dB",
                   ("psnr_free",), "task", "encode", {"variant": "independent"}),
             Panel("Extension: the step into the first new frame, over a usual step", ("seam",),
@@ -165,9 +184,15 @@ SECTIONS = (
         "samples drawn as sampling will show them, a shared level and a random part of the frames"
         " given at a share of it (`timesteps=planned`).",
         (
-            Panel("Image to video by noise multiplier, dB", (FIDELITY,), "multiplier", where=_I2V),
-            Panel("Frames that are not given, dB", ("psnr_free",), "task"),
-            Panel("Text to video", ("loss", "dynamic_degree"), where=_T2V),
+            Panel("Image to video, the image clean: fidelity of the continuation, dB",
+                  (FIDELITY,), "strength", where=_CLEAN, plot=True),
+            Panel("Image to video by noise multiplier, strength 1, dB", (FIDELITY,), "multiplier",
+                  where=_I2V | {"strength": 1.0}),
+            Panel("Start and end frame, keyframes: frames that are not given, strength 1, dB",
+                  ("psnr_free",), "task", where=_HELD),
+            Panel("Completion, extension: frames that are not given, strength 1, dB",
+                  ("psnr_free",), "task", where={"encode": None, "strength": 1.0}),
+            Panel("Text to video, strength 1", ("loss", "dynamic_degree"), where=_T2V),
         ),
     ),
     Section(
@@ -176,9 +201,13 @@ SECTIONS = (
         "on its own. They are trained from the base by `python train.py "
         "experiment=replica/expert_base`.",
         (
-            Panel("Image to video by noise multiplier, dB", (FIDELITY,), "multiplier", where=_I2V),
-            Panel("Frames that are not given, dB", ("psnr_free",), "task"),
-            Panel("Text to video", ("loss", "dynamic_degree"), where=_T2V),
+            Panel("Image to video, the image clean: fidelity of the continuation, dB",
+                  (FIDELITY,), "strength", where=_CLEAN, plot=True),
+            Panel("Start and end frame: frames that are not given, strength 1, dB",
+                  ("psnr_free",), "task", where=_HELD),
+            Panel("Completion, extension: frames that are not given, strength 1, dB",
+                  ("psnr_free",), "task", where={"encode": None, "strength": 1.0}),
+            Panel("Text to video, strength 1", ("loss", "dynamic_degree"), where=_T2V),
         ),
     ),
     Section(

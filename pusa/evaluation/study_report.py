@@ -27,11 +27,14 @@ the data, noise, start of the LoRA); {clips} held-out clips that no training saw
 noise for every variant. Fidelity is the PSNR of the pixels that the first frame and the caption
 determine, over all later frames (`psnr_continuation`); of other tasks, that of the frames that
 are not given (`psnr_free`). ± is half of a 95% interval in which seeds and clips are both random
-(`pusa/evaluation/crossed.py`). Claims were written down as contrasts before the studies were run
-(`pusa/evaluation/claims.py`; one training of the first had been looked at); they are judged
-together, with Holm's correction: *reproduced* means that the difference has the claimed sign at p
-< {alpha}, *not reproduced* that it has the other one or that the whole interval is too small to
-be of note, *undecided* that {seeds} trainings cannot tell.
+(`pusa/evaluation/crossed.py`). Claims were written down as contrasts
+(`pusa/evaluation/claims.py`) before the studies were run; one training had been looked at, and
+the comparisons of methods were moved to the best strength, as the paper's are, when those at
+strength 1 had been seen. A claimed difference is *reproduced* if it has the claimed sign at p <
+{alpha}, Holm-corrected for all of its table; *not reproduced* if it has the other sign, likewise,
+or if its whole interval is too small to be of note; *undecided* if {seeds} trainings cannot tell.
+That there is no difference of note is judged by the interval alone. A best strength is chosen on
+other seeds and clips than it is judged with.
 """
 
 
@@ -76,7 +79,8 @@ def _findings(title: str, findings: Sequence[Finding]) -> str:
             interval, p = one.why, ""
         else:
             interval = f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g}) {claim.unit}"
-            p = "< 0.001" if (one.p_value or 0) < 0.001 else f"{one.p_value:.3f}"
+            p = "" if one.p_value is None else f"{one.p_value:.3f}"
+            p = "< 0.001" if p == "0.000" else p
         verdict = (
             f"**{one.verdict}**" if one.verdict in ("reproduced", "not reproduced") else one.verdict
         )

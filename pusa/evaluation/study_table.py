@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pusa.evaluation.crossed import Estimate, estimate
 from pusa.evaluation.study import read_rows
 
 BEST = "best"  # a strength: each run's own best, see `Table.own_best`
+
+
+class Undecidable(ValueError):
+    """What is measured cannot tell: the grid of strengths ends before its best."""
 
 
 class NotMeasured(ValueError):
@@ -61,6 +64,10 @@ class Table:
         found = {row[name] for row in self.rows if _fits(row, setting)}
         return sorted(value for value in found if value is not None)
 
+    def seeds(self, point: Point) -> set[int]:
+        """The trainings that a variant was measured with."""
+        return {row["seed"] for row in self.rows if row["variant"] == point.variant}
+
     def values(self, point: Point) -> Tensor:
         """(seeds, clips) float64; NaN where the metric does not apply to a clip.
 
@@ -81,8 +88,8 @@ class Table:
 
     def by(self, point: Point, name: str) -> dict[float, Tensor]:
         """The values at each choice of a setting."""
-        setting = {key: value for key, value in point.setting if key != name}
-        choices = self.choices(name, variant=point.variant, **setting)
+        setting = _without(point, name, BEST)
+        choices = self.choices(name, **setting)
         if not choices:
             raise NotMeasured(f"{point} has no {name}")
         return {choice: self.values(point.at(**{name: choice})) for choice in choices}
@@ -90,11 +97,17 @@ class Table:
     def own_best(self, point: Point) -> Tensor:
         """(seeds, clips) at the strength that is best for the variant. It is chosen on the other
         half of the clips and, of several, the other seeds, so that nothing has a say in the choice
-        that it is judged with. A run without a LoRA has but one."""
+        that it is judged with. A run without a LoRA has but one.
+
+        Undecidable if the largest strength is the best."""
         strengths = self.choices("strength", **_without(point, "strength"))
         if not strengths:
             return self.values(point.at(strength=None))
         stacked = torch.stack(list(self.by(point, "strength").values()))  # (strengths, R, N)
+        if len(strengths) > 1 and int(stacked.nanmean((1, 2)).argmax()) == len(strengths) - 1:
+            raise Undecidable(
+                f"{point}: {strengths[-1]:g}, the end of the grid, is the best measured"
+            )
         even = torch.arange(stacked.shape[2]) % 2 == 0
         chosen = torch.empty_like(stacked[0])
         for seed in range(len(chosen)):
@@ -104,12 +117,11 @@ class Table:
                 chosen[seed, half] = stacked[top, seed, half]
         return chosen
 
-    def estimate(self, point: Point) -> Estimate:
-        return estimate(self.values(point))
 
-
-def _without(point: Point, name: str) -> dict[str, Any]:
-    return {"variant": point.variant} | {k: v for k, v in point.setting if k != name}
+def _without(point: Point, name: str, value: Any = None) -> dict[str, Any]:
+    """Where a point is, but for one setting, and for any that has this value."""
+    kept = {k: v for k, v in point.setting if k != name and (value is None or v != value)}
+    return {"variant": point.variant} | kept
 
 
 def _fits(row: Mapping[str, Any], setting: Mapping[str, Any]) -> bool:

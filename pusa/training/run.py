@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 CONFIG, JOB = "config.json", "slurm_job"
 RESULTS = ("lora.safetensors", "model.safetensors", "vae")
 WRITTEN = (
-    CONFIG, JOB, FOLDER, "metrics", "samples", "wandb", "wandb_run", "bad_steps", "ema",
-    "loss_map.json", "on_track.png", "environment.json", "memory.json", "lora.doctor.json",
+    CONFIG, JOB, FOLDER, "metrics", "samples", "snapshots", "wandb", "wandb_run", "bad_steps",
+    "ema", "loss_map.json", "on_track.png", "environment.json", "memory.json", "lora.doctor.json",
     *RESULTS,
 )  # fmt: skip
 

@@ -28,7 +28,8 @@ JUDGED = ("heldout/first_clean", "heldout/shared")  # smaller is better
 NAMES = ("heldout/", "samples/psnr_", "train/loss", "train/grad_norm")
 # What makes two runs comparable value by value, as keys of a run's config.json.
 SETTINGS = (
-    "model.name", "module._target_", "module.optimizer.lr", "lora.rank", "timesteps", "batch_size",
+    "model.name", "model.flow", "module._target_", "module.caption_dropout", "module.schedule",
+    "module.optimizer.lr", "lora.rank", "timesteps", "batch_size",
     "trainer.max_steps", "data.num_clips", "data.train.manifest", "data.heldout.name",
 )  # fmt: skip
 # |a further run - mean of n runs| <= this * (their largest - their smallest) in 95% of cases, for
