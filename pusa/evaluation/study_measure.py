@@ -125,10 +125,10 @@ class Tools:
         but for its steps, and what is measured (VERSION)."""
         model = self.model
         weights = [model.weights_path(expert) for expert in model.experts()]
-        parts = [*weights, model.vae, model.text_encoder, *(item.path for item in self.items)]
+        parts = [*weights, model.vae, model.text_encoder]
         tasks = sorted(repr(task) for task in self.tasks.values())
         rest = (model.flow, model.latent_shape(), replace(self.sampler, num_steps=1), OVERLAP,
-                KEYFRAMES, VERSION, [item.caption for item in self.items])  # fmt: skip
+                KEYFRAMES, VERSION, [item.scene for item in self.items])  # fmt: skip
         marks = [fingerprint(part) for part in parts if part is not None]
         return content_key(*marks, *tasks, *map(repr, rest))[:8]
 
