@@ -1,5 +1,6 @@
 """`pusa reproduce` and the end of `train.py -m`: which processes are started, and what is told."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 from omegaconf import OmegaConf
 
+import train
 from pusa import cli_reproduce
-from tests.conftest import REPOSITORY, run_pusa
+from tests.conftest import REPOSITORY, compose_config, run_pusa
 
 
 @pytest.fixture
@@ -34,21 +36,48 @@ def finish(root: Path, *runs: str) -> None:
 
 
 def test_what_is_missing_is_trained_then_all_is_measured(started, tmp_path, root):
-    finish(tmp_path, *(f"experts/own_range/seed{s}" for s in range(3)))
-    finish(tmp_path, "experts/full_range/seed0")
-    assert run_pusa("reproduce", "experts", "--jobs", 2, "--set", "num_threads=1") == 0
-    more = "experiment=replica/experts num_threads=1"
-    assert started == [
-        "train.py experiment=replica/expert_base num_threads=1",
-        f"train.py -m {more} variant=full_range seed=0,1,2 hydra.callbacks.study=null",
-        f"evaluate.py {more} part=0/2", f"evaluate.py {more} part=1/2", f"evaluate.py {more}",
-    ]  # fmt: skip
+    assert run_pusa("reproduce", "experts", "--jobs", 2) == 0
+    more, alone = "experiment=replica/experts", "hydra.callbacks.study=null"
+    assert started[0] == "train.py experiment=replica/expert_base"
+    assert sorted(started[1:3]) == [  # train.py keeps what is finished
+        f"train.py -m variant={variant} seed=0,1,2 {more} {alone}"
+        for variant in ("full_range", "own_range")
+    ]
+    assert sorted(started[3:5]) == [f"evaluate.py {more} part={i}/2" for i in range(2)]
+    assert started[5:] == [f"evaluate.py {more}"]
     assert len(list((tmp_path / "outputs/replica/logs").iterdir())) == len(started)
+
+
+def test_settings_of_ones_own_leave_the_committed_tables_alone(started, tmp_path, root):
+    assert run_pusa("reproduce", "experts", "--set", "study.seeds=[5]", "--set", "num_threads=1",
+                    "--jobs", 1) == 0  # fmt: skip
+    assert started[0] == "train.py experiment=replica/expert_base num_threads=1"
+    assert "seed=5 " in started[1]
+    assert "study.tables=outputs/replica/own/studies study.page=" in started[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [("foo=1", "foo"), ("study.seeds=abc", r"study\.seeds=abc: expected numbers, as \[0,1,2\]")],
+)
+def test_a_bad_override_is_named(started, root, capsys, override, told):
+    assert run_pusa("reproduce", "rank", "--set", override) == 1
+    assert re.search(told, capsys.readouterr().err)
+    assert not started
+
+
+def test_a_study_without_m_asks_for_a_variant(root):
+    cfg = compose_config("train", "experiment=replica/rank", "name=replica/None/seed0",
+                         "study.variants=a", "study.seeds=0")  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"study rank is several runs: train\.py -m .*variant=NAME"
+    ):
+        train.train(cfg)
 
 
 def test_a_process_that_fails_ends_it_and_its_log_is_named(started, root, capsys):
     assert run_pusa("reproduce", "rank", "--jobs", 2) == 1
-    assert "part=1_2.log says why" in capsys.readouterr().err
+    assert re.search(r"part=1_2-\w+\.log says why", capsys.readouterr().err)
     assert not any(c.split()[-1] == "experiment=replica/rank" for c in started if "part" not in c)
 
 

@@ -2,18 +2,20 @@
 truth is known."""
 
 import re
+from dataclasses import asdict, replace
 from itertools import product
 from zlib import crc32
 
 import pytest
 import torch
 
-from pusa.evaluation.claims import CLAIMS, QUESTIONS, Claim, judge, more_than
+from pusa.cli_reproduce import _study
+from pusa.evaluation.claims import CLAIMS, QUESTIONS, Claim, Kind, judge, more_than
 from pusa.evaluation.crossed import Estimate
-from pusa.evaluation.study import write_rows
+from pusa.evaluation.study import Study, write_rows
 from pusa.evaluation.study_measure import Setting
-from pusa.evaluation.study_pages import SECTIONS
-from pusa.evaluation.study_report import write_report
+from pusa.evaluation.study_pages import SECTIONS, TITLES
+from pusa.evaluation.study_report import curves, write_report
 from pusa.evaluation.study_table import BEST, NotMeasured, Point, Table
 
 SEEDS, CLIPS = 3, 24
@@ -35,23 +37,37 @@ def rows(
     ]  # fmt: skip
 
 
-def claim(equal: bool = False, margin: float = 0.25) -> Claim:
-    return Claim("x", "nowhere", "s", "a beats b", more_than("a", "b"), "dB", margin, equal)
+def claim(kind: Kind = "more", margin: float = 0.25) -> Claim:
+    return Claim("x", "nowhere", "s", "a beats b", more_than("a", "b"), "dB", margin, kind)
 
 
 @pytest.mark.parametrize(
-    ("effect", "equal", "expected"),
+    ("effect", "kind", "expected"),
     [
-        (2.0, False, "reproduced"), (-2.0, False, "not reproduced"), (0.0, False, "undecided"),
-        (2.0, True, "not reproduced"), (-2.0, True, "not reproduced"), (0.0, True, "undecided"),
+        (2.0, "more", "reproduced"), (-2.0, "more", "not reproduced"), (0.0, "more", "undecided"),
+        (2.0, "equal", "not reproduced"), (-2.0, "equal", "not reproduced"),
+        (2.0, "at most", "not reproduced"), (-2.0, "at most", "reproduced"),
     ],
 )  # fmt: skip
-def test_a_verdict_follows_the_interval(effect, equal, expected):
+def test_a_verdict_follows_the_interval(effect, kind, expected):
     table = Table([*rows("a", effect), *rows("b", 0.0)])
-    found = judge([claim(equal)], {"s": table})[0]
+    found = judge([claim(kind)], {"s": table})[0]
     assert found.verdict == expected
     assert found.estimate is not None
     assert abs(found.estimate.mean - effect) < 0.4
+
+
+@pytest.mark.parametrize(
+    ("mean", "kind", "expected"),
+    [
+        (0.1, "equal", "reproduced"), (0.2, "equal", "undecided"), (0.4, "equal", "not reproduced"),
+        (0.2, "at most", "undecided"), (-0.4, "at most", "reproduced"),
+    ],
+)  # fmt: skip
+def test_no_difference_of_note_is_read_off_the_interval(mean, kind, expected):
+    one = replace(fixed(mean, 0.1, 0.5), kind=kind)
+    found = judge([one], {"s": Table(rows("a", 0.0))})[0]
+    assert (found.verdict, found.p_value) == (expected, None)
 
 
 def fixed(mean: float, half: float, p: float, seeds: int = 3) -> Claim:
@@ -108,10 +124,10 @@ def test_the_own_best_strength_is_chosen_on_other_clips():
             row
             for strength in (0.5, 1.0, 1.5, 2.0)
             for row in rows(f"a{trial}", 0.0, strength=strength)
-        ]
+        ] + rows(f"a{trial}", -9.0, strength=3.0)  # the best is not at the end
         table = Table(made)
         point = Point.of(f"a{trial}", "psnr_continuation", strength=BEST)
-        plain = torch.stack(list(table.by(point, "strength").values())).mean()
+        plain = torch.stack(list(table.by(point, "strength").values())[:-1]).mean()
         gains.append(float(table.values(point).mean() - plain))
     assert abs(sum(gains) / len(gains)) < 0.03
     better = Table([r for s, e in ((1.0, 0.0), (1.5, 1.0), (2.0, 0.2))
@@ -141,6 +157,51 @@ def test_a_falling_optimum_is_seen():
     assert found.estimate.mean == pytest.approx(0.25, abs=0.08)
 
 
+def test_a_best_strength_at_the_end_of_the_grid_decides_nothing():
+    made = [r for s in (1.0, 1.5, 2.0) for r in rows("b", s, strength=s)]
+    made += [r for s in (1.0, 1.5, 2.0) for r in rows("a", 5 - (s - 1.5) ** 2, strength=s)]
+    setting = {"strength": BEST, "task": "i2v"}
+    one = Claim("x", "nowhere", "s", "t", more_than("a", "b", **setting), "dB", 0.25)
+    found = judge([one], {"s": Table(made)})[0]
+    assert found.verdict == "undecided"
+    assert "2, the end of the grid, is the best measured" in found.why
+
+
+def complete(study: Study) -> Table:
+    """A table with every row that a study asks for, the same numbers for all, falling with the
+    distance of the strength from 1.5."""
+    made, seen = [], set()
+    units = [(name, 0) for name in study.controls]
+    units += [(variant, seed) for variant in study.variants for seed in range(SEEDS)]
+    names = {metric for section in SECTIONS for panel in section.panels for metric in panel.metrics}
+    for (variant, seed), asked in product(units, study.all_settings()):
+        setting = asked.of(variant, variant not in ("full", "concat", *study.controls))
+        if (variant, seed, setting) in seen:
+            continue
+        seen.add((variant, seed, setting))
+        value = 18 - (1.5 - (setting.strength or 1.5)) ** 2
+        made += [
+            {"variant": variant, "seed": seed, **asdict(setting), "clip": clip, "mark": "m"}
+            | dict.fromkeys(names, value + 0.01 * clip + 0.001 * (seed + 1) * (clip % 3))
+            for clip in range(6)
+        ]
+    return Table(made)
+
+
+def test_every_claim_can_be_judged_and_every_panel_drawn_once_all_is_measured(root, tmp_path):
+    """Of the studies as they are configured: nothing asked for is not measured, or ambiguous."""
+    tables = {section.study: complete(_study(section.study)) for section in SECTIONS}
+    for found in judge([*CLAIMS, *QUESTIONS], tables):
+        assert found.verdict != "not measured", (found.claim.name, found.why)
+    for section in SECTIONS:
+        for panel in section.panels:
+            drawn = curves(panel, tables[section.study])
+            trained = {TITLES.get(v, v) for v in tables[section.study].variants}
+            trained -= {"base", "static copy", "codec"}
+            if panel.rows == "variant" and panel.metrics[0] in ("psnr_continuation", "psnr_free"):
+                assert trained <= {row.split(", strength")[0] for row in drawn}, panel.title
+
+
 def test_every_claim_names_a_study_that_is_run_and_has_its_own_name():
     everything = [*CLAIMS, *QUESTIONS]
     assert len({c.name for c in everything}) == len(everything)
@@ -161,7 +222,7 @@ def test_the_page_is_made_of_the_tables_alone(tmp_path):
         row
         for variant, effect in (("independent", 1.0), ("first_frame_clean", -1.0))
         for strength in (1.0, 1.5)
-        for row in rows(variant, effect, strength=strength)
+        for row in rows(variant, effect - strength, strength=strength, multiplier=0.0)
     ]
     write_rows(tmp_path / "strategies.csv", [*rows("base", -3.0, seeds=1), *made])
     page = write_report(tmp_path, tmp_path / "docs" / "page.md").read_text()
