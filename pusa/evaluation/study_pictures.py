@@ -55,4 +55,5 @@ def write_picture(
                     for frame in given
                     if frame % stride == 0
                 ]
-    write_sheet(path, rows, range(len(next(iter(rows.values())))), marked)
+    heads = [str(frame) for frame in range(0, few.model.num_frames, stride)] * len(few.items)
+    write_sheet(path, rows, range(len(heads)), marked, heads)

@@ -15,12 +15,13 @@ INK, PAPER, MARK = (28, 33, 38), (255, 255, 255), (235, 110, 0)
 
 def write_sheet(
     path: Path, videos: Mapping[str, Tensor], columns: Sequence[int],
-    given: Mapping[str, Collection[int]],
+    given: Mapping[str, Collection[int]], heads: Sequence[str] | None = None,
 ) -> None:  # fmt: skip
     """One .png.
 
     videos: uint8 (T, 3, H, W) of one size, by the name of the row. columns: frame numbers; where a
-    video has ended, nothing is drawn. given: by row, frames that get a frame.
+    video has ended, nothing is drawn. given: by row, frames that get a frame. heads: of the columns, by
+    default their numbers.
     """
     height, width = (side * ZOOM for side in next(iter(videos.values())).shape[2:])
     font = ImageFont.load_default(13)
@@ -30,7 +31,8 @@ def write_sheet(
     draw = ImageDraw.Draw(picture)
     for column, frame in enumerate(columns):
         place = labels + column * (width + GAP) + width // 2, TOP // 2
-        draw.text(place, str(frame), INK, font, anchor="mm")
+        head = str(frame) if heads is None else heads[column]
+        draw.text(place, head, INK, font, anchor="mm")
     for row, (name, frames) in enumerate(videos.items()):
         top = TOP + row * (height + GAP)
         draw.text((GAP, top + height // 2), name, INK, font, anchor="lm")
