@@ -20,8 +20,8 @@ def write_sheet(
     """One .png.
 
     videos: uint8 (T, 3, H, W) of one size, by the name of the row. columns: frame numbers; where a
-    video has ended, nothing is drawn. given: by row, frames that get a frame. heads: of the columns, by
-    default their numbers.
+    video has ended, nothing is drawn. given: by row, frames that get a frame. heads: of the
+    columns, by default their numbers.
     """
     height, width = (side * ZOOM for side in next(iter(videos.values())).shape[2:])
     font = ImageFont.load_default(13)
