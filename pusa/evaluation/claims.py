@@ -8,6 +8,7 @@ That there is no difference of note is judged by the 95% interval itself: within
 its far side.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -70,11 +71,14 @@ def between(name: str, ours: Any, theirs: Any, metric: str = FIDELITY, **setting
     return less(point.at(**{name: ours}), point.at(**{name: theirs}))
 
 
-def slope(point: Point, name: str, sign: int = 1) -> Callable[[Table], Estimate]:
-    """Of a metric over log2 of a setting."""
+def slope(
+    point: Point, name: str, sign: int = 1, up_to: float = math.inf
+) -> Callable[[Table], Estimate]:
+    """Of a metric over log2 of a setting, as far as a value of it."""
 
     def contrast(table: Table) -> Estimate:
-        return trend({key: sign * values for key, values in table.by(point, name).items()})
+        found = {key: sign * values for key, values in table.by(point, name).items()}
+        return trend({key: values for key, values in found.items() if key <= up_to})
 
     return contrast
 
@@ -201,12 +205,12 @@ CLAIMS = [
           "A strength above 1 is better than the trained one: 1.5 beats 1.0.",
           between("strength", 1.5, 1.0, task="i2v"), "dB", NOTE),
     Claim("motion", "Tables 4c, 5b", "strategies",
-          "Strength trades motion away: the dynamic degree falls with it.",
-          slope(Point.of("independent", "dynamic_degree", task="i2v"), "strength", -1),
+          "Strength trades motion away: the dynamic degree falls with it, up to 2.",
+          slope(Point.of("independent", "dynamic_degree", task="i2v"), "strength", -1, 2.0),
           "per doubling of strength"),
     Claim("consistency", "Tables 4c, 5b", "strategies",
-          "Strength buys consistency: the background's similarity rises with it.",
-          slope(Point.of("independent", "background_similarity", task="i2v"), "strength"),
+          "Strength buys consistency: the background's similarity rises with it, up to 2.",
+          slope(Point.of("independent", "background_similarity", task="i2v"), "strength", 1, 2.0),
           "per doubling of strength"),
     Claim("rank", "Table 4a", "rank",
           "A higher rank is better at equal iterations: 64 beats 16, each at its best strength.",
