@@ -36,6 +36,7 @@ SETTINGS = (
 # normal values: three runs alone are outside each other's range half of the time. Simulated, 4e6
 # draws each; tests/training/test_track.py draws some again.
 REACH = {2: 11.05, 3: 2.61, 4: 1.60, 5: 1.24, 6: 1.05, 7: 0.94, 8: 0.86}
+METRICS = "metrics/metrics.csv"  # in a run's folder
 Series = dict[str, list[tuple[int, float]]]  # by name: (steps done, value)
 
 
@@ -102,10 +103,11 @@ class Run:
 def read_run(folder: str | Path) -> Run:
     """A run's metrics and settings, running or finished; ValueError if the folder holds none."""
     folder = Path(folder)
-    metrics = folder / "metrics" / "metrics.csv"
+    metrics = folder / METRICS
     if not metrics.is_file():
-        raise ValueError(f"{folder}: holds no {metrics.relative_to(folder)}; name a run's folder, "
-                         "such as outputs/NAME.")  # fmt: skip
+        raise ValueError(
+            f"{folder}: holds no {METRICS}; name a run's folder, such as outputs/NAME."
+        )
     config = _read_config(folder)
     return Run(config["name"], series_of(read_metrics(metrics)), settings_of(config))
 
@@ -276,6 +278,8 @@ class Track(L.Callback):
 
         self._done = trainer.global_step
         metrics.save()
+        if not (self.folder / METRICS).is_file():  # too few steps: nothing was logged
+            return
         run = read_run(self.folder)
         if curve.difference(run.settings) is None:
             log.info("%s", verdict(curve, run))

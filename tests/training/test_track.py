@@ -241,6 +241,14 @@ def test_training_compares_itself_with_the_curve(small_run, tmp_path, caplog):
     other = small_run("tiny_vta", *words, "name=other", "lora.rank=2", "trainer.max_steps=2",
                       f"callbacks.track.curve={curve}")  # fmt: skip
     train.train(other)
-    assert caplog.text.count("of lora.rank 4, this run has 2; of trainer.max_steps 4") == 1
+    assert caplog.text.count("of lora.rank 4, this run has 2; of module.schedule.total 4") == 1
     assert "on track:" not in caplog.text
     assert (Path(other.paths.run) / "on_track.png").exists()
+
+
+def test_a_run_too_short_to_log_anything_ends_well(small_run, curve_file):
+    cfg = small_run("tiny_vta", "trainer.max_steps=2", "trainer.val_check_interval=4",
+                    "callbacks.grid=null", f"callbacks.track.curve={curve_file}")  # fmt: skip
+    train.train(cfg)
+    assert (Path(cfg.paths.run) / "lora.safetensors").is_file()
+    assert not (Path(cfg.paths.run) / "on_track.png").exists()
