@@ -229,7 +229,7 @@ class Checkpoints(L.Callback):
             return
         self._saved_step = step
         folder = self.run / FOLDER / f"step_{step:08d}"
-        partial = folder.with_name(f".{folder.name}.partial")
+        partial = _unfinished(folder)
         first = trainer.is_global_zero
         try:
             if first:
@@ -282,8 +282,10 @@ class Checkpoints(L.Callback):
         if scored:
             kept.add(min(scored, key=lambda one: one.value or 0.0).folder)
         for one in saved:
-            if one.folder not in kept:
-                shutil.rmtree(one.folder)
+            if one.folder not in kept:  # renamed first: half removed, it would pass for damaged
+                one.folder.rename(_unfinished(one.folder))
+        for leftover in folder.parent.glob(_unfinished(Path("step_*")).name):
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for number, handler in self._previous.items():
@@ -292,6 +294,11 @@ class Checkpoints(L.Callback):
             if signal.getsignal(number) == self._stop:
                 signal.signal(number, handler)
         self._previous = {}
+
+
+def _unfinished(folder: Path) -> Path:
+    """The name of a checkpoint that is being written or removed."""
+    return folder.with_name(f".{folder.name}.partial")
 
 
 def _validates_now(trainer: Any, batch_idx: int) -> bool:
