@@ -50,12 +50,17 @@ class Finding:
     why: str = ""
 
 
-def less(ours: Point, theirs: Point) -> Callable[[Table], Estimate]:
-    """ours - theirs, paired by clip, and by seed where both have the same ones."""
+def less(ours: Point, theirs: Point, relative: bool = False) -> Callable[[Table], Estimate]:
+    """ours - theirs, paired by clip, and by seed where both have the same ones.
+
+    relative: as a share of theirs' mean.
+    """
 
     def contrast(table: Table) -> Estimate:
         one, two = table.values(ours), table.values(theirs)
-        return difference(one, two, paired_seeds=table.seeds(ours) == table.seeds(theirs))
+        unit = float(two.mean()) if relative else 1.0
+        paired = table.seeds(ours) == table.seeds(theirs)
+        return difference(one / unit, two / unit, paired_seeds=paired)
 
     return contrast
 
@@ -110,14 +115,8 @@ def over_strategies(table: Table) -> Estimate:
 
 def relative_loss(ours: str, theirs: str) -> Callable[[Table], Estimate]:
     """How far the text-to-video loss is above another's, as a share of that one's mean."""
-
-    def contrast(table: Table) -> Estimate:
-        mine, other = (table.values(Point.of(v, "loss", task="t2v")) for v in (ours, theirs))
-        scale = float(other.mean())
-        paired = len(mine) == len(other)
-        return difference(mine / scale, other / scale, paired_seeds=paired)
-
-    return contrast
+    point = Point.of(ours, "loss", task="t2v")
+    return less(point, replace(point, variant=theirs), relative=True)
 
 
 def judge(claims: list[Claim], tables: Tables) -> list[Finding]:
@@ -165,24 +164,10 @@ def _verdict(claim: Claim, found: Estimate, p: float | None) -> Told:
     return "reproduced" if inside else "not reproduced" if beyond else "undecided"
 
 
-def _tasks() -> list[Claim]:
-    named = {
-        "start_end": "start and end frame", "keyframes": "keyframes",
-        "completion": "completion", "extension": "extension",
-    }  # fmt: skip
-    return [
-        Claim(
-            f"task_{task}", "§3, Fig. 1", "tasks",
-            f"{words.capitalize()}: without training for it, the frames that are not given are "
-            "nearer to the truth than the base model's.",
-            more_than("independent", "base", "psnr_free", task=task, encode=encode),
-            "dB", NOTE,
-        )
-        for task, words in named.items()
-        for encode in ["repeated" if task in ("start_end", "keyframes") else None]
-    ]  # fmt: skip
-
-
+TASKS = {  # title, and how later pictures are encoded where the task has any
+    "start_end": ("start and end frame", "repeated"), "keyframes": ("keyframes", "repeated"),
+    "completion": ("completion", None), "extension": ("extension", None),
+}  # fmt: skip
 _BEST = {"task": "i2v", "strength": BEST, "multiplier": 0.0}
 _TRAINED = Point.of("independent", FIDELITY, task="i2v", strength=1.0)
 
@@ -241,7 +226,11 @@ CLAIMS = [
     Claim("retention", "§2, abstract", "strategies",
           "Text to video is kept: its loss rises by less than 2% of the base model's.",
           relative_loss("independent", "base"), "of the base's loss", 0.02, kind="at most"),
-    *_tasks(),
+    *(Claim(f"task_{task}", "§3, Fig. 1", "tasks",
+            f"{words.capitalize()}: without training for it, the frames that are not given are "
+            "nearer to the truth than the base model's.",
+            more_than("independent", "base", "psnr_free", task=task, encode=encode), "dB", NOTE)
+      for task, (words, encode) in TASKS.items()),
     Claim("end_repeated", "App. D", "tasks",
           "An end frame encoded as the four frames of its latent beats one encoded alone.",
           between("encode", "repeated", "alone", "psnr_free", task="start_end"), "dB", NOTE),
@@ -278,8 +267,7 @@ QUESTIONS = [
           more_than("planned", "independent", **_BEST), "dB", NOTE),
     *(Claim(f"planned_{task}", "our idea", "recipe", f"The same, at strength 1: {words}.",
             more_than("planned", "independent", "psnr_free", task=task), "dB", NOTE)
-      for task, words in (("start_end", "start and end frame"), ("keyframes", "keyframes"),
-                          ("completion", "completion"), ("extension", "extension"))),
+      for task, (words, _) in TASKS.items()),
     Claim("planned_loss", "our idea", "recipe",
           "The same keeps text to video as well: its loss is at most 1% above that of "
           "independent levels.",
