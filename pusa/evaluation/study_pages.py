@@ -60,9 +60,12 @@ class Panel:
             yield told, where | {str(self.split): choice}
 
     def column_points(self, table: Table, where: dict[str, Any]) -> Iterator[tuple[str, Point]]:
-        """(title, what to look up) of each column; "" for a row that lacks the setting."""
+        """(title, what to look up) of each column; "" for a row that lacks the setting. What a
+        variant never has, as the base has no strength, is not asked of it."""
         setting = self.where | where
         variant = setting.pop("variant")
+        setting = {name: value if table.choices(name, variant=variant) else None
+                   for name, value in setting.items()}  # fmt: skip
         if self.columns is None:
             for metric in self.metrics:
                 yield metric, Point.of(variant, metric, **setting)
@@ -90,6 +93,7 @@ _I2V = {"task": "i2v"}
 _CLEAN = _I2V | {"multiplier": 0.0}
 _HELD = {"encode": "repeated"}
 _T2V = {"task": "t2v"}
+_END = _I2V | {"variant": "demo", "at_step": 1200}
 _FIDELITY = "Fidelity of the continuation, dB"
 _MOTION = "Dynamic degree"
 
@@ -214,6 +218,12 @@ SECTIONS = (
         "demo",
         "The recipe of `make demo` over its steps: with its held-out losses, the known good run of "
         "[on_track.md](on_track.md).",
-        (Panel(_FIDELITY, (FIDELITY,), "at_step", where=_I2V, plot=True),),
+        (
+            Panel(f"{_FIDELITY}; the image clean, strength 1", (FIDELITY,), "at_step",
+                  where=_CLEAN | {"strength": 1.0}, plot=True),
+            Panel(f"{_FIDELITY}; at the end, by strength and noise multiplier of the image",
+                  (FIDELITY,), "multiplier", "strength", _END),
+            Panel(_MOTION, ("dynamic_degree",), "multiplier", "strength", _END),
+        ),
     ),
 )  # fmt: skip
