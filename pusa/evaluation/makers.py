@@ -130,7 +130,7 @@ class ModelMaker:
         if self.task.num_media not in (0, 1):
             raise ValueError(
                 f"task {self.task.name!r} takes more than one image; the suite has one for each "
-                "prompt: choose task=i2v_04, or another of a single image or none."
+                "prompt: choose task=i2v, or another of a single image or none."
             )
         plan(self.model, self.describe(work))
 
