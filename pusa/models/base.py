@@ -2,7 +2,7 @@
 rule by which every VAE takes the frames it is asked for."""
 
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -42,6 +42,11 @@ class PreparedText:
                 f"this text was prepared in {self.dtype}, the network runs in {dtype}; "
                 "prepare it under the same autocast."
             )
+
+
+# Runs a network's blocks: (run, x) -> x after the last of them. run(x, start, end) is
+# blocks[start:end] on the residual stream x (B, F, S, D); it is to be called in order.
+BlockRunner = Callable[[Callable[[Tensor, int, int | None], Tensor], Tensor], Tensor]
 
 
 class VideoBackbone(Protocol):

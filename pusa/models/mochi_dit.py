@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pusa.models.base import PreparedText
+from pusa.models.base import BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
@@ -276,6 +276,7 @@ class MochiDiT(nn.Module):
             Block(dim, text_stream_dim, num_heads, attention, update_text=i < num_layers - 1)
             for i in range(num_layers)
         )
+        self.block_runner: BlockRunner | None = None  # None: all in turn
         self.final_layer = FinalLayer(dim, self.out_channels)
         self.reset_parameters()
 
@@ -307,17 +308,38 @@ class MochiDiT(nn.Module):
             sigma = sigma[:, None].expand(batch, frames)
         pooled, y, mask = self._prepared(text, batch).parts
         conditioning = self.t_embedder(sigma) + pooled
-        x = self.x_embedder(latents)
         grid = (frames, height // PATCH, width // PATCH)
         rope = self._rope(grid)
         kept = None if mask is None else functional.pad(mask, (math.prod(grid), 0), value=True)
-        for i, block in enumerate(self.blocks):
-            x, y = self.checkpointing.run(block, i, x, y, conditioning, rope, kept)
+        # The first stream has no name here: it would be kept as long as the blocks run.
+        x, _ = self._run_blocks(self.x_embedder(latents), y, conditioning, rope, kept)
         clean_minus_noise = rearrange(
             self.final_layer(x, conditioning), "b f (h w) (p q c) -> b c f (h p) (w q)",
             h=grid[1], w=grid[2], p=PATCH, q=PATCH,
         )  # fmt: skip
         return -clean_minus_noise.to(latents.dtype)
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        y: Tensor,
+        conditioning: Tensor,
+        rope: Tensor,
+        kept: Tensor | None,
+        span: slice | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """x, y through the blocks, or those of a span; arguments as of `Block.forward`."""
+        if span is None and self.block_runner is not None:
+
+            def run(x: Tensor, start: int, end: int | None) -> Tensor:
+                nonlocal y
+                x, y = self._run_blocks(x, y, conditioning, rope, kept, slice(start, end))
+                return x
+
+            return self.block_runner(run, x), y
+        for i in range(len(self.blocks))[span or slice(None)]:
+            x, y = self.checkpointing.run(self.blocks[i], i, x, y, conditioning, rope, kept)
+        return x, y
 
     def _prepared(self, text: Text | PreparedText, batch: int) -> PreparedText:
         if not isinstance(text, PreparedText):

@@ -5,6 +5,7 @@ broadcast over tokens. Knows no checkpoint, no task, no LoRA.
 """
 
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pusa.models.base import PreparedText
+from pusa.models.base import BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     ATTENTION,
@@ -219,6 +220,7 @@ class WanDiT(nn.Module):
         self.blocks = nn.ModuleList(
             Block(dim, ffn_dim, num_heads, eps, attention, image_branch) for _ in range(num_layers)
         )
+        self.block_runner: BlockRunner | None = None  # None: all in turn
         self.head = Head(dim, out_channels, eps)
         self.img_emb = ImageEmbedding(dim) if image_branch else None
         self.reset_parameters()
@@ -254,19 +256,38 @@ class WanDiT(nn.Module):
         if sigma.ndim == 1:
             sigma = sigma[:, None].expand(batch, frames)
         time, modulation = self._time(sigma)
-        weight = self.patch_embedding.weight
-        x = rearrange(self.patch_embedding(latents.to(weight.dtype)), "b d f h w -> b f (h w) d")
-        x = x.contiguous()  # else every sum of the residual stream keeps the convolution's order
         contexts = self._contexts(text, image, batch)
         grid = (frames, height // PATCH[1], width // PATCH[2])
         rope = rope_table(grid, self.dim // self.num_heads, latents.device)
-        for i, (block, context) in enumerate(zip(self.blocks, contexts, strict=True)):
-            x = self.checkpointing.run(block, i, x, modulation, rope, *context)
+        # The first stream has no name here: it would be kept as long as the blocks run.
+        x = self._run_blocks(self._patches(latents), modulation, rope, contexts)
         x = self.head(x, time, contexts[0][0].dtype)
         return rearrange(
             x, "b f (h w) (p q c) -> b c f (h p) (w q)",
             h=grid[1], w=grid[2], p=PATCH[1], q=PATCH[2],
         ).to(latents.dtype)  # fmt: skip
+
+    def _patches(self, latents: Tensor) -> Tensor:
+        """(B, C, F, h, w) -> (B, F, S, D)."""
+        weight = self.patch_embedding.weight
+        x = rearrange(self.patch_embedding(latents.to(weight.dtype)), "b d f h w -> b f (h w) d")
+        return x.contiguous()  # else every sum of the stream keeps the convolution's order
+
+    def _run_blocks(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rope: Tensor,
+        contexts: Sequence[tuple],
+        span: slice | None = None,
+    ) -> Tensor:
+        """x (B, F, S, D) through the blocks, or those of a span; the rest as of `Block.forward`."""
+        if span is None and self.block_runner is not None:
+            shared = modulation, rope, contexts
+            return self.block_runner(lambda x, *ends: self._run_blocks(x, *shared, slice(*ends)), x)
+        for i in range(len(self.blocks))[span or slice(None)]:
+            x = self.checkpointing.run(self.blocks[i], i, x, modulation, rope, *contexts[i])
+        return x
 
     def _time(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """sigma (B, F) -> time (B, F, D) and modulation (B, F, 6, D), float32."""
