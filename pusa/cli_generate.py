@@ -20,6 +20,7 @@ SIDECAR_TARGETS = (
     "pusa.pipelines.tasks.Task", "pusa.pipelines.sequence.Chain", "pusa.pipelines.studio.Memory",
     "pusa.diffusion.plans.NoisyFirst", "pusa.diffusion.plans.Pyramid",
     "pusa.diffusion.plans.RollingWindow", "pusa.diffusion.plans.Matrix",
+    "pusa.pipelines.step_cache.StepCache",
 )  # fmt: skip
 FIELDS = (
     "prompt", "task", "media", "at", "encode_as", "seed", "num_frames", "height", "width", "fps",

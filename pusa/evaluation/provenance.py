@@ -58,6 +58,7 @@ def manifest_of_model(
     marks = [fingerprint(path) for path in named if path and Path(path).exists()]
     rule = "" if sampler.plan is None else f", {sampler.plan}"
     clean = "" if sampler.clean_above is None else f", clean above {sampler.clean_above:g}"
+    clean += "" if sampler.cache is None else f", {sampler.cache}"
     negative = ""
     if sampler.guidance_scale != 1 and model.negative_prompt is not None:
         negative = f", negative prompt {content_key(model.negative_prompt)[:8]}"

@@ -229,7 +229,8 @@ def _facts(model: Model, task: Task, sampler: Sampler, suite: Suite, items) -> d
         "VTA": Entry(lora=(suite.lora,), strength=suite.strength).describe(),
         "sampling": f"{sampler.num_steps} {sampler.method.capitalize()} steps, "
         f"guidance {sampler.guidance_scale:g}, shift {sampler.flow(model.flow).shift:g}"
-        + ("" if sampler.plan is None else f", {sampler.plan}"),
+        + ("" if sampler.plan is None else f", {sampler.plan}")
+        + ("" if sampler.cache is None else f", {sampler.cache}"),
         "clips": f"{len(items)} held-out toy clips, seeds {', '.join(map(str, suite.seeds))}",
     }
 

@@ -45,7 +45,8 @@ class PreparedText:
 
 
 # Runs a network's blocks: (run, x) -> x after the last of them. run(x, start, end) is
-# blocks[start:end] on the residual stream x (B, F, S, D); it is to be called in order.
+# blocks[start:end] on the residual stream x (B, F, S, D), which it leaves as it is; it is to be
+# called in order.
 BlockRunner = Callable[[Callable[[Tensor, int, int | None], Tensor], Tensor], Tensor]
 
 

@@ -2,6 +2,7 @@
 evaluation alike."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,9 +21,11 @@ from pusa.models.experts import Experts
 from pusa.pipelines.encode import encode_frames
 from pusa.pipelines.media import Shown
 from pusa.pipelines.prompted import Prompted
+from pusa.pipelines.step_cache import Caching, StepCache
 from pusa.rng import generator_for
 from pusa.types import Text
 
+log = logging.getLogger(__name__)
 METHODS = {**OUR_METHODS, "upstream": upstream.euler}
 GUIDANCE = ("sequential", "batched")
 
@@ -37,7 +40,7 @@ class Sampler:
     its two passes one after the other, or as one batch. plan: how frames follow the steps, a rule
     of diffusion/plans.py; None is `Constant`. clean_above: while the step's sigma is at or above
     it, given frames are shown clean (their noise comes back below); a model's boundary keeps low
-    noise levels from the high-noise expert.
+    noise levels from the high-noise expert. cache: leave blocks out of steps that change little.
     """
 
     num_steps: int = 30
@@ -49,6 +52,7 @@ class Sampler:
     guidance: str = "sequential"
     plan: Rule | None = None
     clean_above: float | None = None
+    cache: StepCache | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
@@ -64,8 +68,9 @@ class Sampler:
                 "sampler.guidance_interval must be [low, high] with 0 <= low <= high <= 1, "
                 f"got {list(self.guidance_interval)}."
             )
-        if self.clean_above is not None and self.method == "upstream":
-            raise ValueError("sampler.clean_above is not upstream's; use another sampler.method.")
+        for name in ("clean_above", "cache"):
+            if getattr(self, name) is not None and self.method == "upstream":
+                raise ValueError(f"sampler.{name} is not upstream's; use another sampler.method.")
 
     def flow(self, flow: FlowMatching) -> FlowMatching:
         return flow if self.shift is None else replace(flow, shift=self.shift)
@@ -78,10 +83,12 @@ def integrate(
     noise: Tensor,
     conditioning: Conditioning,
     progress: Callable[[Iterable], Iterable] = iter,
+    caching: Caching | None = None,
 ) -> Tensor:
     """Noise -> latents (B, C, F, h, w) by the sampler's steps, method and plan.
 
-    flow: the model's. ValueError if plan and conditioning, or plan and method, do not agree.
+    flow: the model's; caching: the velocity's, which is told of the steps. ValueError if plan and
+    conditioning, or plan and method, do not agree.
     """
     flow = sampler.flow(flow)
     rule = Constant() if sampler.plan is None else sampler.plan
@@ -90,15 +97,20 @@ def integrate(
     path = FlowMatching()
     method = METHODS[sampler.method]
     steps, levels, clean = plan.steps, plan.levels, conditioning.latents
+
+    def run(noise: Tensor, clean: Tensor, steps: Tensor, levels: Tensor) -> Tensor:
+        told = progress if caching is None else caching.follow(progress, levels)
+        return method(velocity, noise, clean, steps, levels, path, told)
+
     if sampler.clean_above is not None:
         early = int((steps[:-1] >= sampler.clean_above).sum())
         given = conditioning.multiplier < 1
         kept = torch.where(given, 0.0, levels[: early + 1])
-        x = method(velocity, noise, clean, steps[: early + 1], kept, path, progress)
+        x = run(noise, clean, steps[: early + 1], kept)
         # Of the given frames not what a network made of them, but they and their own noise.
         x = torch.where(per_frame(given), path.add_noise(clean, noise, levels[early]), x)
         noise, clean, steps, levels = x, x, steps[early:], levels[early:]
-    return method(velocity, noise, clean, steps, levels, path, progress)
+    return run(noise, clean, steps, levels)
 
 
 @dataclass(frozen=True)
@@ -157,7 +169,8 @@ def sample_latents(
     noise = torch.stack([_noise(request, shape) for request in requests]).to(device)
     conditioning = conditioning.to(device)
     both = join_texts([text, negative]) if sampler.guidance == "batched" else None
-    prompted = Prompted(experts)
+    caching = None if sampler.cache is None else Caching(sampler.cache)
+    prompted = Prompted(experts, caching)
     velocity = guided(
         prompted.by(text),
         prompted.by(negative),
@@ -171,7 +184,10 @@ def sample_latents(
         else contextlib.nullcontext()
     )
     with precision:
-        return integrate(sampler, flow, velocity, noise, conditioning, progress)
+        latents = integrate(sampler, flow, velocity, noise, conditioning, progress, caching)
+    if caching is not None:
+        log.info("step cache: %d of %d passes reused", caching.reused, caching.passes)
+    return latents
 
 
 def _noise(request: Request, shape: Sequence[int]) -> Tensor:

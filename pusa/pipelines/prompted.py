@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from pusa.diffusion.sampler import Velocity
 from pusa.models.base import PreparedText, VideoBackbone
 from pusa.models.experts import Experts
+from pusa.pipelines.step_cache import Branch, Caching, cached
 from pusa.types import Text
 
 
@@ -16,20 +17,26 @@ class Prompted:
 
     What a network computes from a text alone is computed once, at its first use. It is kept while
     that network works: sigmas come down, so that none works twice, and 0.42 GB a caption (14B, see
-    `WanDiT.prepare_text`) are free for the next.
+    `WanDiT.prepare_text`) are free for the next. caching: what a network computed at an earlier
+    step may be used again, each text's own; it goes with the network, too.
     """
 
-    def __init__(self, experts: Experts):
-        self.experts = experts
+    def __init__(self, experts: Experts, caching: Caching | None = None):
+        self.experts, self.caching = experts, caching
         self._at_work: nn.Module | None = None
         self._prepared: dict[int, PreparedText] = {}
+        self._branches: dict[int, Branch] = {}
 
     def by(self, text: Text) -> Velocity:
         """text: (B, L, text_dim) on the networks' device."""
 
         def velocity(x: Tensor, sigma: Tensor, step_sigma: Tensor) -> Tensor:
             network = self.experts.at(step_sigma)
-            return network(x, sigma, self._text(network, text))
+            prepared = self._text(network, text)
+            if self.caching is None:
+                return network(x, sigma, prepared)
+            with cached(network, self._branches.setdefault(id(text), Branch(self.caching))):
+                return network(x, sigma, prepared)
 
         return velocity
 
@@ -40,7 +47,7 @@ class Prompted:
 
     def _text(self, network: nn.Module, text: Text) -> PreparedText:
         if network is not self._at_work:
-            self._at_work, self._prepared = network, {}
+            self._at_work, self._prepared, self._branches = network, {}, {}
         # By identity: `by` holds the text, so that no other can have its place.
         if id(text) not in self._prepared:
             self._prepared[id(text)] = cast(VideoBackbone, network).prepare_text(text)
