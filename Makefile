@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip -qq --disable-pip-version-check # errors are still shown
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint format reproduce base clean
+.PHONY: help install demo test bench lint format reproduce base clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,7 +20,7 @@ help: ## Show this list
 	@echo "  PYTHON=python3.12  the Python that makes .venv (3.11 to 3.13; default python3)"
 	@echo "  JOBS=4             processes of 'make test' and 'make reproduce' (default 2)"
 	@echo "  STUDIES='rank'     some of the studies of 'make reproduce'"
-	@echo "  ARGS='-k sampler'  more arguments for pytest"
+	@echo "  ARGS='-k sampler'  more arguments for pytest, or for the suite of 'make bench' (--quick)"
 
 install: $(INSTALLED) ## Create .venv with the pinned versions (2 to 4 minutes, 2 GB)
 
@@ -47,6 +47,9 @@ demo: install ## Train the tiny replica's LoRA, evaluate it, say where the page 
 test: install ## Run the tests in JOBS processes, with coverage
 	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(RUN) -m pytest \
 	  -n $(JOBS) --dist loadfile --cov --cov-report=term --no-cov-on-fail $(ARGS)
+
+bench: install ## Measure speed and memory beside diffusers, write docs/performance.md (90 min; ARGS=--quick 2 min)
+	$(RUN) -m benchmarks.suite $(ARGS)
 
 lint: install ## Check style, format and types
 	$(RUN) -m ruff check --no-cache .  # the cache goes stale when a first-party module appears

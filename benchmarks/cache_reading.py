@@ -11,7 +11,6 @@ opening the index on, and peak memory.
 import argparse
 import gc
 import json
-import resource
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.memory import peak_resident
 from pusa.data.cache import Entry, LatentCache
 from pusa.data.care import pack
 from pusa.data.latents import LatentDataModule, collate
@@ -88,6 +88,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--folder", help="scratch folder (default: a temporary one)")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     count, steps = options.samples, options.samples // BATCH
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -109,7 +110,7 @@ def main() -> None:
             "cache, packed, kept in memory": lambda: ours(folder, steps, in_memory=True),
         }
         runs |= rounds(packed, options.rounds)
-    report(runs, count)
+    report(runs, count, options.out)
 
 
 def rounds(readers: dict[str, Callable], count: int) -> dict[str, list[dict[str, float]]]:
@@ -120,7 +121,7 @@ def rounds(readers: dict[str, Callable], count: int) -> dict[str, list[dict[str,
     return runs
 
 
-def report(runs: dict[str, list[dict[str, float]]], count: int) -> None:
+def report(runs: dict[str, list[dict[str, float]]], count: int, out: Path) -> None:
     medians = {
         name: {key: statistics.median(run[key] for run in some) for key in some[0]}
         for name, some in runs.items()
@@ -132,11 +133,11 @@ def report(runs: dict[str, list[dict[str, float]]], count: int) -> None:
         one["ratio"] = ratio
         print(f"{name:<32} {one['samples_per_s']:9.0f} samples/s  x {ratio:5.2f}   "
               f"first batch {one['first_batch_s']:.3f} s")  # fmt: skip
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    peak = peak_resident() / 1e9
     print(f"peak memory of all together {peak:.2f} GB")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"samples": count, "peak_gb": peak, "readers": medians},
-                                  indent=2) + "\n")  # fmt: skip
+    out.parent.mkdir(parents=True, exist_ok=True)
+    value = {"samples": count, "peak_gb": peak, "readers": medians}
+    out.write_text(json.dumps(value, indent=2) + "\n")
 
 
 if __name__ == "__main__":

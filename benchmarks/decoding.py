@@ -1,10 +1,11 @@
-"""Memory and time of decoding a video: diffusers' Wan VAE, ours whole, ours as a stream to a file.
+"""Memory and time of the VAE: decoding by diffusers, by ours whole, by ours as a stream to a file,
+and encoding.
 
     OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/decoding.py
 
-A Wan2.1 VAE of reduced width with random weights decodes random latents of growing length. Every
-job runs in a process of its own: peak resident memory above what was there before it, and seconds
-of processor time. Before that the jobs' frames are compared.
+A Wan2.1 VAE of reduced width with random weights decodes random latents, or encodes random frames,
+of growing length. Every job runs in a process of its own: peak resident memory above what was there
+before it, and seconds of processor time. Before that the jobs' frames are compared.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
+from benchmarks.memory import forget_peak, peak_resident
 from pusa.data import video
 from pusa.models.tiling import TURN, Tiling
 from pusa.models.vae import DiffusersVAE, wrap_wan
@@ -43,13 +45,29 @@ def make_latents(num_frames: int) -> Tensor:
     return torch.randn(shape, generator=generator)
 
 
-def decode_diffusers(vae: DiffusersVAE, latents: Tensor) -> Tensor:
-    """As a pipeline of theirs does, in tiles of our size if there are any."""
+def make_pixels(num_frames: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(1, 3, num_frames, HEIGHT, WIDTH, generator=generator) * 2 - 1
+
+
+def set_tiles(vae: DiffusersVAE) -> None:
+    """diffusers' own tiles, of our size, if there are any."""
     if vae.tiling is not None:
         tiling = vae.tiling
         vae.autoencoder.enable_tiling(
             tiling.height * 8, tiling.width * 8, tiling.stride_height * 8, tiling.stride_width * 8
         )
+
+
+def encode_diffusers(vae: DiffusersVAE, pixels: Tensor) -> Tensor:
+    set_tiles(vae)
+    raw = vae.autoencoder.encode(pixels).latent_dist.mode()
+    return (raw - vae._channels(vae.mean)) / vae._channels(vae.std)
+
+
+def decode_diffusers(vae: DiffusersVAE, latents: Tensor) -> Tensor:
+    """As a pipeline of theirs does."""
+    set_tiles(vae)
     raw = latents * vae._channels(vae.std) + vae._channels(vae.mean)
     return vae.autoencoder.decode(raw).sample
 
@@ -68,30 +86,32 @@ JOBS = {
     "ours: decode": lambda vae, latents, file: vae.decode(latents),
     "diffusers: decode, write": write_diffusers,
     "ours: stream, write": write_stream,
+    "diffusers: encode": lambda vae, pixels, file: encode_diffusers(vae, pixels),
+    "ours: encode": lambda vae, pixels, file: vae.encode(pixels),
 }
+
+
+def peer(job: str) -> str:
+    """diffusers' job of the same kind."""
+    kind = job.split(": ")[1].replace("stream", "decode")
+    return f"diffusers: {kind}"
 
 
 @torch.no_grad()
 def run_one(job: str, num_frames: int, tiled: bool) -> None:
     """Prints seconds and MB of one job; a first latent has set the libraries up."""
-    vae, latents = make_vae(TILING if tiled else None), make_latents(num_frames)
+    vae = make_vae(TILING if tiled else None)
+    given = make_pixels(num_frames) if "encode" in job else make_latents(num_frames)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "a.mp4"
         video.write_video(file, torch.zeros(2, 3, HEIGHT, WIDTH, dtype=torch.uint8), 16)
-        make_vae().decode(latents[..., :1, :4, :4])
-        # The peak so far, which a child may even have from its parent, is forgotten.
-        Path("/proc/self/clear_refs").write_text("5")
-        before = peak_bytes()
+        make_vae().decode(make_latents(1)[..., :4, :4])
+        forget_peak()
+        before = peak_resident()
         start = time.process_time()
-        JOBS[job](vae, latents, file)
+        JOBS[job](vae, given, file)
         seconds = time.process_time() - start
-    print(json.dumps({"seconds": seconds, "mb": (peak_bytes() - before) / 1e6}))
-
-
-def peak_bytes() -> int:
-    """Peak of the resident memory since it was last forgotten."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "mb": (peak_resident() - before) / 1e6}))
 
 
 def measure(job: str, num_frames: int, tiled: bool) -> dict:
@@ -105,11 +125,14 @@ def measure(job: str, num_frames: int, tiled: bool) -> dict:
 
 @torch.no_grad()
 def check_equal() -> None:
-    """Our frames are diffusers' bit by bit, and a stream's are the whole's, in tiles as well."""
+    """Our frames are diffusers' bit by bit, a stream's are the whole's, in tiles as well, and our
+    latents are diffusers'."""
     vae, latents = make_vae(), make_latents(33)[..., :11, :15]
     assert torch.equal(decode_diffusers(vae, latents), vae.decode(latents))
     for vae in (make_vae(), make_vae(TILING)):
         assert torch.equal(torch.cat([*vae.decode_stream(latents)], 2), vae.decode(latents))
+    pixels = make_pixels(9)[..., :88, :120]
+    torch.testing.assert_close(vae.encode(pixels), encode_diffusers(vae, pixels))
 
 
 def table(rows: list[dict], key: str, digits: int) -> str:
@@ -121,9 +144,8 @@ def table(rows: list[dict], key: str, digits: int) -> str:
     ]
     found = {(row["job"], row["tiled"], row["frames"]): row[key] for row in rows}
     for tiled in (False, True):
-        for job in JOBS:
-            kind = "diffusers: decode, write" if "write" in job else "diffusers: decode"
-            cells = []
+        for job in (job for job in JOBS if (job, tiled, lengths[0]) in found):
+            kind, cells = peer(job), []
             for n in lengths:
                 value = found[job, tiled, n]
                 ratio = f" ({value / found[kind, tiled, n]:.2f})" if job != kind else ""

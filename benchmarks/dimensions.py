@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.memory import forget_peak, peak_resident
 from pusa.data import video
 from pusa.evaluation.metrics.catalogue import build, build_all
 from pusa.evaluation.metrics.frames import HELD_BYTES, FileFrames, open_frames
@@ -67,18 +68,11 @@ def run_dimension(name: str, folder: Path) -> None:
     dimension, jobs = build(name), jobs_of(folder, [name])
     with tempfile.TemporaryDirectory() as scratch:
         measure({name: dimension}, jobs[:1], Path(scratch) / "first.jsonl")
-        # The peak so far, which a child may even have from its parent, is forgotten.
-        Path("/proc/self/clear_refs").write_text("5")
-        before, start = peak_bytes(), time.process_time()
+        forget_peak()
+        before, start = peak_resident(), time.process_time()
         measure({name: dimension}, jobs, Path(scratch) / "all.jsonl")
         seconds = time.process_time() - start
-    print(json.dumps({"seconds": seconds, "mb": (peak_bytes() - before) / 1e6}))
-
-
-def peak_bytes() -> int:
-    """Peak of the resident memory since it was last forgotten."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    print(json.dumps({"seconds": seconds, "mb": (peak_resident() - before) / 1e6}))
 
 
 def run_compared(folder: Path, num_clips: int) -> None:

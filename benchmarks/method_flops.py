@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from step import CPU_ATTENTION
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.harness import UNKNOWN_TO_TORCH
 from pusa.entry import build, config_folder, quiet_libraries
 from pusa.types import LatentBatch, Text
 
@@ -32,7 +32,7 @@ def step_gflop(variant: str) -> float:
     text = Text(torch.randn(size, model.text_len, cfg.model.backbone.text_dim), mask)
     batch = LatentBatch(clean, text, torch.arange(size))
     sigma, noise, text = module.draw(batch, 0)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNKNOWN_TO_TORCH) as counter:
         velocity = module.velocity(clean, noise, sigma, text)
         module.flow.loss(velocity, clean, noise, module.levels(sigma)).backward()
     return counter.get_total_flops() / 1e9

@@ -29,9 +29,9 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
-from step import LiveMemory
 from torch import Tensor
 
+from benchmarks.memory import LiveMemory
 from pusa.diffusion.conditioning import Conditioning
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.wan_dit import WanDiT

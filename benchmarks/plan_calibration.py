@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.harness import UNKNOWN_TO_TORCH
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.variants import BACKBONES, VARIANTS
 from pusa.pipelines.build import Model
@@ -30,16 +31,6 @@ from pusa.weights.lora import LoRA
 
 RESULTS = Path(__file__).parent / "results" / "plan_calibration.json"
 POLICIES = ("none", "every_2", "blocks", "offload")
-aten = torch.ops.aten
-UNKNOWN_TO_TORCH = {
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **kw: sdpa_flop_count(
-        q, k, v
-    ),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **kw: (
-        sdpa_backward_flop_count(g, q, k, v)
-    ),
-    aten.addmm_: lambda bias, a, b, *_, **__: 2 * a[0] * a[1] * b[1],
-}
 
 
 @dataclass(frozen=True)

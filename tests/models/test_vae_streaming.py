@@ -1,13 +1,12 @@
 """Decoding piece by piece: the same bits as whole, memory that does not grow, tiles in turns."""
 
-import weakref
 from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.memory import LiveMemory
 from pusa.models import tiny_vae, vae_streams
 from pusa.models import vae as vae_module
 from pusa.models.tiling import Tiling, turns_of
@@ -148,33 +147,6 @@ def test_a_waiting_tiles_features_lie_in_main_memory(kind, monkeypatch, short_tu
     list(vae.decode_stream(latents))
     assert len(moved) == 2 * len(TILING.starts(3, 4)) == 4
     assert all(any(isinstance(x, torch.Tensor) for x in tree_leaves(kept)) for kept in moved)
-
-
-class LiveMemory(TorchDispatchMode):
-    """Bytes of the memory that operations allocate, while it lives: now and at the peak."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.peak = 0
-        self.known = weakref.WeakSet()
-
-    def ignore(self, *tensors: torch.Tensor) -> None:
-        """Inputs, which were there before."""
-        self.known.update(tensor.untyped_storage() for tensor in tensors)
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage() not in self.known:
-                storage = tensor.untyped_storage()
-                self.known.add(storage)
-                weakref.finalize(storage, self._freed, storage.nbytes())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-        return out
-
-    def _freed(self, num_bytes: int) -> None:
-        self.now -= num_bytes
 
 
 def peak(run, x: torch.Tensor) -> int:
