@@ -163,6 +163,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.threads:
             torch.set_num_threads(options.threads)
         warnings.filterwarnings("ignore", ".*self.log.*")  # there is no trainer to log to
+        warnings.filterwarnings("ignore", ".*srun.*")
         for logger in ("pusa", "lightning.pytorch"):
             logging.getLogger(logger).setLevel(logging.ERROR)
         errors = run(options, places)
