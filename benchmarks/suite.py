@@ -116,6 +116,8 @@ def settings(options: argparse.Namespace, name: str) -> Iterator[Setting]:
     frames = tuple(options.frames)
     if case.compiled and not options.quick:
         frames = tuple(n for n in frames if n in COMPILED_LENGTHS) or frames
+    if options.quick and name == "lora-compiled":
+        frames = frames[-1:]  # the slowest to compile
     few = 2 if options.quick else 5 if name.startswith(("forward", "scalar")) else 3
     for dtype in options.dtypes or native_dtypes(device):
         for width in options.widths:
