@@ -20,7 +20,7 @@ STAIRS = {
     "atomic": set(),
     "diffusion": {"types"},
     "models": {"types"},
-    "weights": {"types", "atomic", "models.variants"},
+    "weights": {"types", "atomic", "models.variants", "models.gelu"},
     "data": {"types", "rng", "atomic"},
     "metrics": set(),
     "pipelines": {"diffusion", "models", "weights", "data", "types", "rng", "atomic"},

@@ -1,7 +1,6 @@
 """Parts that the DiTs share: checks of their inputs, sinusoid, per-frame modulation, norms, rope,
-attention dispatch."""
+linear layers side by side and after an activation."""
 
-from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from pusa.models.gelu import gelu_, product_with_gelu, through_gelu_
 from pusa.types import Text
 
 
@@ -72,33 +72,41 @@ def plain_layer_norm(x: Tensor, eps: float) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """RMS norm over the last dimension, times weight (D,) if there is one; computed in float32."""
     weight = None if weight is None else weight.float()
-    if x.device.type == "cpu":
-        return _RMSNorm.apply(x.float(), weight, eps)
+    keeps = torch.is_grad_enabled() and x.requires_grad and x.dtype != torch.float32
+    if (x.device.type == "cpu" or keeps) and not torch.compiler.is_compiling():
+        return _RMSNorm.apply(x if x.dtype.itemsize < 4 else x.float(), weight, eps)
     return functional.rms_norm(x.float(), x.shape[-1:], weight, eps)
 
 
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 class _RMSNorm(torch.autograd.Function):
-    """torch has a kernel for this on a GPU; on a CPU its chain of elementwise operations takes four
-    times as long as this one, forward and backward."""
+    """torch has a kernel for this on a GPU, which keeps a float32 copy of what is normed; this one
+    keeps it as it came. On a CPU torch's chain of elementwise operations takes four times as long
+    as this one, forward and backward."""
 
     @staticmethod
     def forward(ctx, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        wide = _at_least_float32(x)
+        norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
-        out = x * inverse
+        out = wide * inverse if wide is x else wide.mul_(inverse)
         return out if weight is None else out.mul_(weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, inverse = ctx.saved_tensors
+        dtype, x = x.dtype, _at_least_float32(x)
         of_weight = None
         if ctx.needs_input_grad[1]:
             of_weight = (gradient * x).mul_(inverse).flatten(0, -2).sum(0)
         scaled = gradient.clone() if weight is None else gradient * weight
         along = torch.linalg.vecdot(scaled, x)[..., None] * inverse.square() / x.shape[-1]
-        return scaled.addcmul_(x, along, value=-1).mul_(inverse), of_weight, None
+        return scaled.addcmul_(x, along, value=-1).mul_(inverse).to(dtype), of_weight, None
 
 
 class RMSNorm(nn.Module):
@@ -117,10 +125,10 @@ class RMSNorm(nn.Module):
 def rope_table(
     grid: tuple[int, int, int], head_dim: int, device: torch.device, theta: float = 10000.0
 ) -> Tensor:
-    """cos + i sin (N, head_dim/2) for tokens in (f, h, w) order, w fastest; built in float64.
+    """cos and sin (N, head_dim/2, 2) for tokens in (f, h, w) order, w fastest; built in float64.
 
     The head's pairs are split over the axes as Wan does: height and width get head_dim//6 pairs
-    each, the frame axis the rest; every axis has its own frequency ladder. Returns complex64.
+    each, the frame axis the rest; every axis has its own frequency ladder. Returns float32.
     """
     with torch.inference_mode(False):  # the cached table serves training, too
         return _rope_table(grid, head_dim, device, theta)
@@ -139,44 +147,73 @@ def _rope_table(
         shape[axis] = grid[axis]
         angles.append(angle.view(shape).expand(*grid, pairs))
     angle = torch.cat(angles, dim=-1).flatten(0, 2)
-    return torch.complex(angle.cos().float(), angle.sin().float()).to(device)
+    return torch.stack([angle.cos(), angle.sin()], dim=-1).float().to(device)
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Apply rope to (B, N, heads, head_dim); neighbouring elements form a pair. Float32.
 
-    table: complex (N, head_dim/2). One complex product: with cosines and sines apart it is six
-    passes over halves that are not contiguous.
+    table: cosines and sines (N, head_dim/2, 2). One complex product: with cosines and sines apart it
+    is six passes over halves that are not contiguous, unless a compiler makes one of them.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * table[:, None]).flatten(-2)
+    table = table[:, None]
+    pairs = x.float().unflatten(-1, (-1, 2))
+    if torch.compiler.is_compiling():
+        (a, b), (cos, sin) = pairs.unbind(-1), table.unbind(-1)
+        return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(table)
+    return torch.view_as_real(turned).flatten(-2)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """layer(x) of several linear layers. Layers that share work, as LoRAs do in training, say so by
+    a method `together`."""
+    together = getattr(layers[0], "together", None)
+    found = together(layers, x) if together is not None and torch.is_grad_enabled() else None
+    return [layer(x) for layer in layers] if found is None else found
 
 
-ATTENTION: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"sdpa": _sdpa}
+class FeedForward(nn.Sequential):
+    """Linear, GELU, linear. Training keeps what goes into the GELU alone, not also what comes out of
+    it, the second of a block's two widest tensors; sampling overwrites the one with the other."""
+
+    def __init__(self, dim: int, ffn_dim: int):
+        super().__init__(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, gelu, last = self
+        hidden = first(x)
+        if torch.compiler.is_compiling():  # decides itself what is kept
+            return last(gelu(hidden))
+        if not torch.is_grad_enabled():
+            return last(gelu_(hidden))
+        after_gelu = getattr(last, "after_gelu", None)  # of a LoRA, which keeps its input
+        if after_gelu is not None:
+            return after_gelu(hidden)
+        weight = last.weight
+        if not weight.requires_grad or hasattr(weight, "ds_id"):  # ZeRO-3 gathers it by a call
+            return last(gelu(hidden))
+        dtype = working_dtype(weight)
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if last.bias is None else last.bias.to(dtype)
+            return _LinearOfGelu.apply(hidden.to(dtype), weight.to(dtype), bias)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
-    """Full attention of (B, N, heads, head_dim) queries over keys and values; same shape as q.
+class _LinearOfGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(hidden, weight)
+        return functional.linear(functional.gelu(hidden, approximate="tanh"), weight, bias)
 
-    q and k are cast to v's dtype. backend: a key of ATTENTION, checked where a model is built.
-    """
-    return ATTENTION[backend](q.to(v.dtype), k.to(v.dtype), v)
-
-
-def masked_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str = "sdpa"
-) -> Tensor:
-    """`attention` without the keys where mask (B, num_keys) is False; None keeps them all.
-
-    A mask always takes torch's own kernel, so that no backend has to support one. Every sample
-    needs a key that is kept, else its rows are NaN.
-    """
-    if mask is None:
-        return attention(q, k, v, backend)
-    q, k, v = (part.to(v.dtype).transpose(1, 2) for part in (q, k, v))
-    return functional.scaled_dot_product_attention(q, k, v, mask[:, None, None]).transpose(1, 2)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        hidden, weight = ctx.saved_tensors
+        rows, wide = gradient.flatten(0, -2), hidden.flatten(0, -2)
+        of_weight = of_bias = None
+        if ctx.needs_input_grad[1]:
+            of_weight = product_with_gelu(rows, wide)
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        of_hidden = through_gelu_(rows @ weight, wide).view_as(hidden)
+        return of_hidden, of_weight, of_bias

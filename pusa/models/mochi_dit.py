@@ -13,15 +13,14 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pusa.models.attention import check_attention, masked_attention
 from pusa.models.base import BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
-    ATTENTION,
     RMSNorm,
     add_gated,
     check_latents,
     check_text,
-    masked_attention,
     modulate,
     plain_layer_norm,
     rms_norm,
@@ -259,10 +258,7 @@ class MochiDiT(nn.Module):
             raise ValueError(f"dim={dim} over num_heads={num_heads} needs an even head.")
         if text_dim % POOL_HEADS:
             raise ValueError(f"text_dim={text_dim} is no multiple of {POOL_HEADS} (pooling heads).")
-        if attention not in ATTENTION:
-            raise ValueError(
-                f"attention={attention!r} is unknown; use one of {', '.join(ATTENTION)}."
-            )
+        check_attention(attention)
         self.dim, self.num_heads = dim, num_heads
         self.in_channels = self.out_channels = in_channels
         self.text_dim, self.text_len = text_dim, text_tokens
@@ -357,7 +353,7 @@ class MochiDiT(nn.Module):
         return embedding.to(self.t5_yproj.weight.dtype), mask
 
     def _rope(self, grid: tuple[int, int, int]) -> Tensor:
-        """cos + i sin (N * heads, head_dim/2), tokens in (f, h, w) order, heads fastest; complex64.
+        """cos and sin (N * heads, head_dim/2, 2), tokens in (f, h, w) order, heads fastest.
 
         The angle of a pair is the sum over the axes of position times learned frequency.
         """
@@ -368,7 +364,7 @@ class MochiDiT(nn.Module):
             for position, frequency in zip(positions, frequencies, strict=True)
         )
         angle = (frames[:, None, None] + rows[:, None] + columns).flatten(0, 3)
-        return torch.complex(angle.cos(), angle.sin())
+        return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
     def reset_parameters(self) -> None:
         """A start for training from scratch; nothing happens on meta.

@@ -7,6 +7,7 @@ broadcast over tokens. Knows no checkpoint, no task, no LoRA.
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -14,17 +15,18 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pusa.models.attention import check_attention, many_in_few, masked_attention
 from pusa.models.base import BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
-    ATTENTION,
+    FeedForward,
     RMSNorm,
     add_gated,
-    attention,
     check_latents,
     check_text,
     modulate,
     plain_layer_norm,
+    project,
     rope_table,
     rotate,
     sinusoid,
@@ -36,6 +38,17 @@ PATCH = (1, 2, 2)
 FREQ_DIM = 256
 IMAGE_DIM = 1280  # width of the CLIP tokens of Wan2.1 I2V
 IMAGE_TOKENS = 257
+PADDING = 3  # rows, at least, that stand for the padding of a caption: see many_in_few
+
+
+@lru_cache(maxsize=64)
+def _key_bias(
+    length: int, few: int, count: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """(1, length + few): 0 for a caption's keys, and what lets `few` stand for `count`."""
+    with torch.inference_mode(False):  # the cached numbers serve training, too
+        bias = torch.cat([torch.zeros(length, dtype=dtype), many_in_few(count, few, dtype)])
+        return bias[None].to(device)
 
 
 class Attention(nn.Module):
@@ -50,8 +63,8 @@ class Attention(nn.Module):
     def heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, self.backend).flatten(-2)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        return masked_attention(q, k, v, bias, self.backend).flatten(-2)
 
 
 class SelfAttention(Attention):
@@ -59,15 +72,23 @@ class SelfAttention(Attention):
 
     def forward(self, x: Tensor, rope: Tensor) -> Tensor:
         """x: (B, N, D)."""
-        q = rotate(self.heads(self.norm_q(self.q(x))), rope)
-        k = rotate(self.heads(self.norm_k(self.k(x))), rope)
-        return self.o(self.attend(q, k, self.heads(self.v(x))))
+        if torch.is_grad_enabled():
+            q, k, v = project(x, self.q, self.k, self.v)
+            q, k = self._turned(self.norm_q(q), rope, v), self._turned(self.norm_k(k), rope, v)
+        else:  # one after the other, for less memory
+            v = self.v(x)
+            q = self._turned(self.norm_q(self.q(x)), rope, v)
+            k = self._turned(self.norm_k(self.k(x)), rope, v)
+        return self.o(self.attend(q, k, self.heads(v)))
+
+    def _turned(self, x: Tensor, rope: Tensor, like: Tensor) -> Tensor:
+        return rotate(self.heads(x), rope).to(like.dtype)
 
 
 @dataclass(frozen=True)
 class Attended:
     """What a block's cross-attention looks at, whatever its queries: keys, normed, and values, each
-    (B, L, heads, head_dim), of the text and, with an image branch, of the image."""
+    (B, K, heads, head_dim), of the text and, with an image branch, of the image."""
 
     text: tuple[Tensor, Tensor]
     image: tuple[Tensor, Tensor] | None
@@ -87,19 +108,22 @@ class CrossAttention(Attention):
             self.norm_k_img = RMSNorm(dim, eps)
 
     def attended(self, context: Tensor, image: Tensor | None) -> Attended:
-        """context: (B, L, D); image: (B, 257, D) or None."""
-        k, v = self.heads(self.norm_k(self.k(context))), self.heads(self.v(context))
-        text = k.to(v.dtype), v
+        """context: (B, K, D); image: (B, 257, D) or None."""
+        k, v = project(context, self.k, self.v)
+        text = self.heads(self.norm_k(k)).to(v.dtype), self.heads(v)
         if image is None:
             return Attended(text, None)
         k, v = self.heads(self.norm_k_img(self.k_img(image))), self.heads(self.v_img(image))
         return Attended(text, (k.to(v.dtype), v))
 
-    def forward(self, x: Tensor, context: Tensor | Attended, image: Tensor | None) -> Tensor:
-        """x: (B, N, D); context and image as in `attended`, or what that made of both, and None."""
+    def forward(
+        self, x: Tensor, context: Tensor | Attended, image: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """x: (B, N, D); context and image as in `attended`, or what that made of both, and None;
+        bias: (1, K) of the text's keys, or None for equal ones."""
         q = self.heads(self.norm_q(self.q(x)))
         seen = context if isinstance(context, Attended) else self.attended(context, image)
-        out = self.attend(q, *seen.text)
+        out = self.attend(q, *seen.text, bias)
         if seen.image is not None:
             out = out + self.attend(q, *seen.image)
         return self.o(out)
@@ -114,8 +138,7 @@ class Block(nn.Module):
         self.self_attn = SelfAttention(dim, num_heads, eps, backend)
         self.norm3 = nn.LayerNorm(dim, eps)
         self.cross_attn = CrossAttention(dim, num_heads, eps, backend, image_branch)
-        gelu = nn.GELU(approximate="tanh")
-        self.ffn = nn.Sequential(nn.Linear(dim, ffn_dim), gelu, nn.Linear(ffn_dim, dim))
+        self.ffn = FeedForward(dim, ffn_dim)
         self.modulation = nn.Parameter(torch.empty(1, 6, dim))
 
     def forward(
@@ -125,6 +148,7 @@ class Block(nn.Module):
         rope: Tensor,
         context: Tensor | Attended,
         image: Tensor | None,
+        bias: Tensor | None,
     ) -> Tensor:
         """x: (B, F, S, D) residual stream; modulation: (B, F, 6, D) float32."""
         frames, dtype = x.shape[1], context.dtype
@@ -135,7 +159,7 @@ class Block(nn.Module):
         hidden = self.self_attn(hidden.flatten(1, 2), rope).unflatten(1, (frames, -1))
         x = add_gated(x, hidden, gate)
         hidden = self._affine_norm(x).to(dtype).flatten(1, 2)
-        x = x + self.cross_attn(hidden, context, image).unflatten(1, (frames, -1))
+        x = x + self.cross_attn(hidden, context, image, bias).unflatten(1, (frames, -1))
         hidden = modulate(plain_layer_norm(x, self.eps), ffn_shift, ffn_scale).to(dtype)
         return add_gated(x, self.ffn(hidden), ffn_gate)
 
@@ -203,10 +227,7 @@ class WanDiT(nn.Module):
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 2 or dim // num_heads < 12:
             raise ValueError(f"dim={dim} over num_heads={num_heads} needs an even head of >= 12.")
-        if attention not in ATTENTION:
-            raise ValueError(
-                f"attention={attention!r} is unknown; use one of {', '.join(ATTENTION)}."
-            )
+        check_attention(attention)
         self.dim, self.num_heads, self.out_channels = dim, num_heads, out_channels
         self.in_channels, self.text_dim, self.text_len = in_channels, text_dim, text_len
         self.checkpointing = Checkpointing.named(checkpointing)
@@ -228,12 +249,15 @@ class WanDiT(nn.Module):
     def prepare_text(self, text: Text, image: Tensor | None = None) -> PreparedText:
         """The text embedding and every block's cross-attention keys and values, for many calls.
 
-        text, image: as of `forward`, of which the result stands for both. Keeps num_layers x B x
-        text_len x dim x 2 numbers: 0.42 GB a caption in bfloat16 for a 14B model (40 x 512 x 5120
-        x 2), twice that in float32. ValueError for any shape that does not fit.
+        text, image: as of `forward`, of which the result stands for both. Keeps num_layers x B x K
+        x dim x 2 numbers, for K keys of a caption, its tokens and up to 10: 0.08 GB for 100 tokens
+        in bfloat16 and a 14B model (40 x 104 x 5120 x 2), at most 0.42 GB, twice that in float32.
+        ValueError for any shape that does not fit.
         """
-        context, image = self._tokens(text, image, batch=None)
-        parts = [cast(Block, block).cross_attn.attended(context, image) for block in self.blocks]
+        context, image, bias = self._tokens(text, image, batch=None)
+        parts = [
+            (cast(Block, block).cross_attn.attended(context, image), bias) for block in self.blocks
+        ]
         return PreparedText(weakref.ref(self), len(context), context.dtype, tuple(parts))
 
     def forward(
@@ -298,34 +322,48 @@ class WanDiT(nn.Module):
             modulation = self.time_projection(time).unflatten(-1, (6, self.dim))
         return time.float(), modulation.float()
 
-    def _padded(self, text: Text) -> Tensor:
-        """Text rows past the caption are zeros up to text_len, and they are attended to (sic)."""
+    def _padded(self, text: Text) -> tuple[Tensor, Tensor | None]:
+        """Rows of text (B, K, text_dim), and what is added to their logits (1, K), None for zeros.
+
+        Rows past the caption are zeros up to text_len, and they are attended to (sic). All of them
+        have the same key and the same value, so that a few stand for the many.
+        """
         embedding = text.embedding.masked_fill(~text.mask[..., None], 0.0)
-        return functional.pad(embedding, (0, 0, 0, self.text_len - embedding.shape[1]))
+        length = embedding.shape[1]
+        few = PADDING + -(length + PADDING) % 8  # attention kernels like multiples of 8
+        if length + few >= self.text_len:
+            return functional.pad(embedding, (0, 0, 0, self.text_len - length)), None
+        kept = functional.pad(embedding, (0, 0, 0, few))
+        weight = self.patch_embedding.weight
+        return kept, _key_bias(
+            length, few, self.text_len - length, working_dtype(weight), weight.device
+        )
 
     def _tokens(
         self, text: Text, image: Tensor | None, batch: int | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """What cross-attention looks at: text (B, text_len, D) and image (B, 257, D) or None."""
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What cross-attention looks at: text (B, K, D), image (B, 257, D) or None, and the bias of
+        the text's keys (1, K) or None."""
         check_text(text, batch, self.text_dim, self.text_len)
         if (image is None) != (self.img_emb is None):
             need = "needs" if image is None else "takes no"
             raise ValueError(f"this model {need} image tokens (B, {IMAGE_TOKENS}, {IMAGE_DIM}).")
         dtype = self.patch_embedding.weight.dtype
-        context = self.text_embedding(self._padded(text).to(dtype))
+        padded, bias = self._padded(text)
+        context = self.text_embedding(padded.to(dtype))
         image = self.img_emb(image.to(dtype)) if image is not None and self.img_emb else None
-        return context, image
+        return context, image, bias
 
     def _contexts(
         self, text: Text | PreparedText, image: Tensor | None, batch: int
-    ) -> list[tuple[Tensor | Attended, Tensor | None]]:
+    ) -> list[tuple[Tensor | Attended, Tensor | None, Tensor | None]]:
         """What each block's cross-attention is given."""
         if not isinstance(text, PreparedText):
             return [self._tokens(text, image, batch)] * len(self.blocks)
         if image is not None:
             raise ValueError("a prepared text has its image tokens; give them to prepare_text.")
         text.check(self, batch, working_dtype(self.patch_embedding.weight))
-        return [(part, None) for part in text.parts]
+        return [(part, None, bias) for part, bias in text.parts]
 
     def reset_parameters(self) -> None:
         """Upstream's initialization for training from scratch; nothing happens on meta."""

@@ -13,11 +13,12 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pusa.weights.adapters import Adapter, Target, check_usable
 from pusa.weights.lazy import WeightsError
 from pusa.weights.lora_files import read_lora
-from pusa.weights.lora_linear import fits, lora_linear
+from pusa.weights.lora_linear import Layer, lora_linear
 from pusa.weights.lora_writing import write_lora
 
 __all__ = ["Adapter", "LoRA", "adapter_of", "format_matches", "inject_lora", "load_lora",
@@ -222,17 +223,38 @@ class _LoRALinear(Linear):
     """peft's layer, which takes a shorter way where it has one adapter to add to frozen weights."""
 
     def forward(self, x: Tensor, *args, **kwargs) -> Tensor:
-        names = [name for name in self.active_adapters if name in self.lora_A]
-        if len(names) != 1 or self.disable_adapters or self.merged or args or kwargs:
+        layer = None if args or kwargs else self._layer(x)
+        if layer is None:
             return super().forward(x, *args, **kwargs)
+        return lora_linear(x, layer)[0]
+
+    def after_gelu(self, x: Tensor) -> Tensor:
+        """self(gelu(x)), of which only x is kept for the backward pass where that can be."""
+        layer = self._layer(x)
+        if layer is None:
+            return self(functional.gelu(x, approximate="tanh"))
+        return lora_linear(x, layer, gelu=True)[0]
+
+    @staticmethod
+    def together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor] | None:
+        """Each layer's output of one input; None if they have to be called one by one."""
+        found = [layer._layer(x) if isinstance(layer, _LoRALinear) else None for layer in layers]
+        fitting = [layer for layer in found if layer is not None]
+        return list(lora_linear(x, *fitting)) if len(fitting) == len(found) else None
+
+    def _layer(self, x: Tensor) -> Layer | None:
+        """What the shorter way needs; None if it is not the same here."""
+        names = [name for name in self.active_adapters if name in self.lora_A]
+        if len(names) != 1 or self.disable_adapters or self.merged:
+            return None
+        if self.training and not isinstance(self.lora_dropout[names[0]], nn.Identity):
+            return None
         base, a, b = (
             cast(nn.Linear, m)
             for m in (self.base_layer, self.lora_A[names[0]], self.lora_B[names[0]])
         )
-        dropout = self.training and not isinstance(self.lora_dropout[names[0]], nn.Identity)
-        if dropout or not fits(x, base.weight, a.weight, b.weight):
-            return super().forward(x)
-        return lora_linear(x, base.weight, base.bias, a.weight, b.weight, self.scaling[names[0]])
+        layer = Layer(base.weight, base.bias, a.weight, b.weight, self.scaling[names[0]])
+        return layer if layer.fits(x) else None
 
 
 def _all_layers(model: nn.Module) -> list[LoraLayer]:

@@ -1,36 +1,63 @@
-"""A linear layer with a LoRA in three matrix products each way, without passes between them.
+"""Linear layers with a LoRA, one or several of one input, without passes between the products.
 
 As separate operations, the sums of base and LoRA (of the output, of the input's gradient) and the
-scaling are passes over wide tensors of their own, and gradients exist twice. Knows no peft.
+scaling are passes over wide tensors of their own, and gradients exist twice. Layers of one input,
+as q, k and v are, share the product with their stacked A and one gradient of the input, into which
+each adds. Knows no peft.
 """
+
+from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-
-def fits(x: Tensor, weight: Tensor, a: Tensor, b: Tensor) -> bool:
-    """Whether `lora_linear` is the same mathematics here: frozen weights, whole in memory (ZeRO-3's
-    are not), and one dtype, be it autocast's."""
-    if x.ndim < 2 or weight.requires_grad or any(hasattr(w, "ds_id") for w in (weight, a, b)):
-        return False
-    return _lowered(x) is not None or x.dtype == weight.dtype == a.dtype == b.dtype
+from pusa.models.gelu import gelu_, product_with_gelu, through_gelu_
 
 
-def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-) -> Tensor:
-    """x @ weight^T + bias + scale * x @ a^T @ b^T, in autocast's dtype if there is one, else x's.
+@dataclass(frozen=True)
+class Layer:
+    """weight (out, in), frozen as is bias (out,); a (rank, in); b (out, rank); scale of b @ a."""
 
-    x: (..., in); weight: (out, in), frozen as is bias (out,); a: (rank, in); b: (out, rank).
-    """
-    dtype = _lowered(x) or x.dtype
-    with torch.autocast(x.device.type, enabled=False):
-        bias = None if bias is None else bias.to(dtype)
-        return _LoRALinear.apply(
-            x.to(dtype), weight.to(dtype), bias, a.to(dtype), b.to(dtype), scale
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor
+    b: Tensor
+    scale: float
+
+    def fits(self, x: Tensor) -> bool:
+        """Whether `lora_linear` is the same mathematics here: frozen weights, whole in memory
+        (ZeRO-3's are not), and one dtype, be it autocast's."""
+        weights = (self.weight, self.a, self.b)
+        if x.ndim < 2 or self.weight.requires_grad or any(hasattr(w, "ds_id") for w in weights):
+            return False
+        return _lowered(x) is not None or all(x.dtype == w.dtype for w in weights)
+
+
+def lora_linear(x: Tensor, *layers: Layer, gelu: bool = False) -> tuple[Tensor, ...]:
+    """x @ weight^T + bias + scale * x @ a^T @ b^T of each layer, in autocast's dtype if there is
+    one, else x's. x: (..., in). gelu: of gelu(x) instead, of which x alone is kept; without
+    gradients it is overwritten."""
+    if torch.compiler.is_compiling():  # it sees what can be one pass, and what need not be kept
+        x = functional.gelu(x, approximate="tanh") if gelu else x
+        return tuple(
+            functional.linear(x, layer.weight, layer.bias)
+            + layer.scale * functional.linear(functional.linear(x, layer.a), layer.b)
+            for layer in layers
         )
+    dtype = _lowered(x) or x.dtype
+    if gelu and not torch.is_grad_enabled():
+        x, gelu = gelu_(x), False
+    with torch.autocast(x.device.type, enabled=False):
+        flat = [
+            None if w is None else w.to(dtype)
+            for layer in layers
+            for w in (layer.weight, layer.bias, layer.a, layer.b)
+        ]
+        scales = tuple(layer.scale for layer in layers)
+        return cast(tuple[Tensor, ...], _LoRALinear.apply(x.to(dtype), gelu, scales, *flat))
 
 
 def _lowered(x: Tensor) -> torch.dtype | None:
@@ -39,30 +66,60 @@ def _lowered(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
+def _stacked(parts: tuple[Tensor, ...], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
 class _LoRALinear(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx, x: Tensor, gelu: bool, scales: tuple[float, ...], *flat: Tensor):
+        weights, biases, a, b = (flat[i::4] for i in range(4))
         rows = x.flatten(0, -2)
-        low = functional.linear(rows, a)
-        ctx.save_for_backward(x, weight, a, b, low)
-        ctx.scale = scale
-        out = functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scale)
-        return out.view(*x.shape[:-1], weight.shape[0])  # x may have no rows: an empty caption
+        if gelu:
+            rows = functional.gelu(rows, approximate="tanh")
+        ranks = [part.shape[0] for part in a]
+        low = functional.linear(rows, _stacked(a, 0))  # (N, sum of the ranks)
+        ctx.save_for_backward(x, low, *weights, *a, *b)
+        ctx.gelu, ctx.scales, ctx.ranks = gelu, scales, ranks
+        outs = []
+        parts = zip(weights, biases, low.split(ranks, 1), b, scales, strict=True)
+        for weight, bias, narrow, wide, scale in parts:
+            out = functional.linear(rows, weight, bias).addmm_(narrow, wide.t(), alpha=scale)
+            outs.append(out.view(*x.shape[:-1], weight.shape[0]))  # x may have no rows
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, gradient: Tensor):
-        x, weight, a, b, low = ctx.saved_tensors
-        shape, rows = x.shape, gradient.flatten(0, -2)
-        of_low = (rows @ b).mul_(ctx.scale)
-        of_x = of_a = of_b = None
-        if ctx.needs_input_grad[3]:
-            of_a = of_low.t() @ x.flatten(0, -2)
-        if ctx.needs_input_grad[4]:
-            of_b = (rows.t() @ low).mul_(ctx.scale)
+    def backward(ctx, *gradients: Tensor):
+        x, low, *saved = ctx.saved_tensors
+        n = len(gradients)
+        weights, a, b = saved[:n], saved[n : 2 * n], saved[2 * n :]
+        rows = [gradient.flatten(0, -2) for gradient in gradients]
+        parts = zip(rows, b, ctx.scales, strict=True)
+        of_low = _stacked(tuple((g @ wide).mul_(scale) for g, wide, scale in parts), 1)
+        needs = ctx.needs_input_grad  # of x, gelu, scales, and four of each layer
+        of_a: list[Tensor | None] = [None] * n
+        of_b: list[Tensor | None] = [None] * n
+        hidden = x.flatten(0, -2)
+        if any(needs[5::4]):
+            whole = product_with_gelu(of_low, hidden) if ctx.gelu else of_low.t() @ hidden
+            of_a = [part if need else None for part, need in
+                    zip(whole.split(ctx.ranks), needs[5::4], strict=True)]  # fmt: skip
+        if any(needs[6::4]):
+            each = zip(rows, low.split(ctx.ranks, 1), ctx.scales, strict=True)
+            of_b = [(g.t() @ narrow).mul_(scale) for g, narrow, scale in each]
+        shape = x.shape
+        if not ctx.gelu:
+            del hidden
         del x, low  # of a recomputed block nobody else holds them: free before the widest tensor
-        if ctx.needs_input_grad[0]:
-            of_x = (rows @ weight).addmm_(of_low, a).view(shape)
-        return of_x, None, None, of_a, of_b, None
+        of_x = None
+        if needs[0]:
+            of_x = rows[0] @ weights[0]
+            for g, weight in zip(rows[1:], weights[1:], strict=True):
+                of_x.addmm_(g, weight)
+            of_x.addmm_(of_low, _stacked(tuple(a), 0))
+            if ctx.gelu:
+                through_gelu_(of_x, hidden)
+            of_x = of_x.view(shape)
+        flat = [part for pair in zip(of_a, of_b, strict=True) for part in (None, None, *pair)]
+        return of_x, None, None, *flat

@@ -106,8 +106,17 @@ def test_a_text_prepared_in_training_passes_gradients_on():
 def test_it_holds_the_keys_and_values_that_the_docstring_counts():
     model = make_model("wan")
     parts = model.prepare_text(make_text(5, 3)).parts
-    numbers = sum(part.numel() for block in parts for part in block.text)
-    assert numbers == 3 * 2 * 8 * 48 * 2  # layers x B x text_len x dim x (k, v)
+    numbers = sum(part.numel() for block, _ in parts for part in block.text)
+    assert numbers == 3 * 2 * 8 * 48 * 2  # layers x B x K x dim x (k, v)
+
+
+@torch.no_grad()
+def test_a_few_keys_stand_for_the_padding_of_a_caption():
+    model = make_model("wan")
+    model.text_len = 64
+    (block, bias), *_ = model.prepare_text(make_text(5, 3)).parts
+    assert block.text[0].shape[1] == 8  # 5 tokens and 3 for 59 rows of zeros
+    assert bias.shape == (1, 8)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ import torch
 from peft.tuners.lora import Linear
 from torch import Tensor, nn
 
+from pusa.models.layers import project
 from pusa.weights import lora_linear as module
 from pusa.weights.lora import LoRA, adapter_of, inject_lora, load_lora, lora_layers, without
 
@@ -33,7 +34,12 @@ def taken(monkeypatch) -> list[int]:
     """One entry for each layer that went the shorter way."""
     calls: list[int] = []
     real = module.lora_linear
-    monkeypatch.setattr("pusa.weights.lora.lora_linear", lambda *a: calls.append(1) or real(*a))
+
+    def count(x, *layers, **options):
+        calls.extend(1 for _ in layers)
+        return real(x, *layers, **options)
+
+    monkeypatch.setattr("pusa.weights.lora.lora_linear", count)
     return calls
 
 
@@ -43,7 +49,7 @@ def test_output_and_gradients_are_pefts(shape, bias, taken, monkeypatch):
     model, x = make(bias=bias), torch.randn(shape, generator=torch.Generator().manual_seed(1))
     found = gradients(model, x)
     assert len(taken) == 2
-    monkeypatch.setattr("pusa.weights.lora.fits", lambda *_: False)
+    monkeypatch.setattr(module.Layer, "fits", lambda *_: False)
     expected = gradients(model, x)
     assert len(taken) == 2
     assert len(found) == len(expected) == 6
@@ -60,8 +66,71 @@ def test_gradients_agree_with_finite_differences():
     for tensor in (x, a, b):
         tensor.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda x, a, b: module.lora_linear(x, weight, bias, a, b, 0.7), (x, a, b)
+        lambda x, a, b: module.lora_linear(x, module.Layer(weight, bias, a, b, 0.7)), (x, a, b)
     )
+
+
+def three_of_one_input() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(6, width) for name, width in zip("qkv", (5, 5, 7))})
+    inject_lora(model, LoRA(rank=3, alpha=6.0, targets=tuple("qkv")))
+    for layer in lora_layers(model).values():
+        nn.init.normal_(layer.lora_B["default"].weight)
+    return model.train()
+
+
+def test_several_layers_of_one_input_are_each_of_them(taken):
+    model, x = three_of_one_input(), torch.randn(2, 4, 6)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def results(outs: list[Tensor]) -> list[Tensor]:
+        total = torch.stack([out.square().sum() for out in outs]) @ torch.arange(1.0, 4.0)
+        return [*outs, *torch.autograd.grad(total, [given, *trained])]
+
+    given = x.clone().requires_grad_()
+    found = results(project(given, *model.values()))
+    assert len(taken) == 3
+    expected = results([layer(given) for layer in model.values()])
+    assert len(found) == len(expected) == 10
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_a_layer_that_cannot_share_is_called_as_it_is(taken):
+    model = three_of_one_input()
+    model["k"].base_layer.weight.requires_grad_(True)
+    outs = project(torch.randn(4, 6), *model.values())
+    assert [out.shape[-1] for out in outs] == [5, 5, 7]
+    assert len(taken) == 2
+
+
+def test_gradients_after_a_gelu_agree_with_finite_differences():
+    generator = torch.Generator().manual_seed(0)
+    x, weight, a, b = (
+        torch.randn(*shape, dtype=torch.float64, generator=generator)
+        for shape in ((2, 3, 4), (5, 4), (2, 4), (5, 2))
+    )
+    for tensor in (x, a, b):
+        tensor.requires_grad_()
+
+    def call(x, a, b):
+        return module.lora_linear(x, module.Layer(weight, None, a, b, 0.7), gelu=True)
+
+    assert torch.autograd.gradcheck(call, (x, a, b))
+    expected = module.lora_linear(
+        nn.functional.gelu(x, approximate="tanh"), module.Layer(weight, None, a, b, 0.7)
+    )[0]
+    torch.testing.assert_close(call(x, a, b)[0], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(call(x.clone(), a, b)[0], expected)
+
+
+@pytest.mark.parametrize("case", ["default", "two adapters"])
+def test_a_lora_after_a_gelu_is_the_layer_after_a_gelu(case):
+    model = make(2 if case == "two adapters" else 1)
+    hidden = torch.randn(4, 8)
+    expected = model[2](nn.functional.gelu(hidden, approximate="tanh"))
+    torch.testing.assert_close(model[2].after_gelu(hidden), expected)
 
 
 @pytest.mark.parametrize("weights", [torch.float32, torch.bfloat16])
@@ -71,7 +140,7 @@ def test_under_autocast_it_is_pefts_in_bfloat16(weights, taken, monkeypatch):
         layer.base_layer.to(weights)
     with torch.autocast("cpu", torch.bfloat16):
         found = gradients(model, x)
-        monkeypatch.setattr("pusa.weights.lora.fits", lambda *_: False)
+        monkeypatch.setattr(module.Layer, "fits", lambda *_: False)
         expected = gradients(model, x)
     assert len(taken) == 2
     for ours, pefts in zip(found, expected, strict=True):
@@ -111,7 +180,8 @@ def test_no_rows_give_no_rows():
     """An empty caption of Mochi is a tensor without tokens."""
     x = torch.empty(2, 0, 6, requires_grad=True)
     a = torch.randn(3, 6, requires_grad=True)
-    out = module.lora_linear(x, torch.randn(5, 6), None, a, torch.randn(5, 3), 0.5)
+    layer = module.Layer(torch.randn(5, 6), None, a, torch.randn(5, 3), 0.5)
+    (out,) = module.lora_linear(x, layer)
     assert out.shape == (2, 0, 5)
     out.sum().backward()
     assert a.grad is not None
