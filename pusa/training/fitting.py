@@ -11,7 +11,8 @@ from pusa.training.plan import Estimate, Job, Planner
 from pusa.training.sharding import STRATEGIES
 from pusa.weights.lora import LoRA
 
-POLICIES = ("none", "every_2", "blocks", "offload")
+EXACT = ("none", "every_2", "selective", "blocks", "offload")
+POLICIES = (*EXACT, "blocks_half", "offload_half")
 RANKS = (1, 2, 4, 8, 16, 32, *range(64, 2049, 64))
 MAX_LATENT_FRAMES = 81
 RESOLUTIONS = ((240, 416), (320, 576), (480, 832), (480, 848), (544, 960), (704, 1280),
@@ -136,7 +137,7 @@ def _same_result(planner: Planner, job: Job, cluster: Cluster) -> Iterator[Chang
             continue
         wider = replace(cluster, count=count)
         passes = {None, 1} if count == cluster.count and job.batch(count) > 1 else {None}
-        for policy, strategy, one in product(POLICIES, STRATEGIES.values(), passes):
+        for policy, strategy, one in product(EXACT, STRATEGIES.values(), passes):
             micro = one or job.micro_batch
             if (strategy.name == "single" and count > 1) or (job.samples // count) % (micro or 1):
                 continue

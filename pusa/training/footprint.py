@@ -308,7 +308,8 @@ def run_module(module: nn.Module, call: Callable[[nn.Module], Any]) -> Footprint
 
 def period(checkpointing: str) -> int:
     """After how many blocks a policy repeats itself."""
-    return int(checkpointing.removeprefix("every_")) if checkpointing.startswith("every_") else 1
+    every = checkpointing.removesuffix("_half").removeprefix("every_")
+    return int(every) if every.isdigit() else 1
 
 
 def step_footprint(

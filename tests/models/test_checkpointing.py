@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pusa.models.checkpointing import CHECKPOINT_POLICIES, Checkpointing
 from pusa.models.mochi_dit import MochiDiT
@@ -15,7 +16,7 @@ from pusa.types import Text
 from pusa.weights.lora import LoRA, inject_lora
 
 NUM_LAYERS = 5
-POLICIES = ("none", "blocks", "every_2", "every_3", "offload")
+POLICIES = ("none", "blocks", "selective", "every_2", "every_3", "offload")
 
 
 def make_wan(policy: str) -> WanDiT:
@@ -106,6 +107,9 @@ def runs_of(model: WanDiT | MochiDiT, call: Callable[[], None]) -> list[int]:
         ("every_3", [2, 1, 1, 2, 1]),
         ("every_40", [2, 1, 1, 1, 1]),
         ("offload", [2, 2, 2, 2, 2]),
+        ("selective", [2, 2, 2, 2, 2]),
+        ("blocks_half", [2, 2, 2, 2, 2]),
+        ("every_3_half", [2, 1, 1, 2, 1]),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)
@@ -137,10 +141,13 @@ def residual_streams(model: WanDiT | MochiDiT):
         hook.remove()
 
 
-@pytest.mark.parametrize(("policy", "kept"), [("blocks", NUM_LAYERS), ("offload", 0)])
+KEPT = [("blocks", NUM_LAYERS), ("offload", 0), ("blocks_half", 0), ("offload_half", 0)]
+
+
+@pytest.mark.parametrize(("policy", "kept"), KEPT)
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 @pytest.mark.parametrize("name", MODELS)
-def test_offload_leaves_no_residual_stream_on_the_device(name, policy, kept, lora):
+def test_streams_that_wait_elsewhere_are_not_kept_on_the_device(name, policy, kept, lora):
     model = make_model(name, policy, lora)
     with residual_streams(model) as streams:
         loss = loss_of(model)
@@ -148,6 +155,41 @@ def test_offload_leaves_no_residual_stream_on_the_device(name, policy, kept, lor
     assert sum(stream() is not None for stream in streams) == kept
     loss.backward()
     assert not any(stream() is not None for stream in streams)
+
+
+@pytest.mark.parametrize("policy", ["blocks_half", "offload_half", "selective_half"])
+@pytest.mark.parametrize("name", MODELS)
+def test_streams_of_half_the_bits_change_gradients_by_their_rounding(name, policy):
+    expected, found = gradients(make_model(name, "blocks")), gradients(make_model(name, policy))
+    assert found.keys() == expected.keys()
+    largest = max(
+        float((found[n] - gradient).norm() / gradient.norm())
+        for n, gradient in expected.items() if gradient.any()
+    )  # fmt: skip
+    assert 1e-5 < largest < 0.05
+
+
+class CountAttention(TorchDispatchMode):
+    """How often attention was computed, of tokens to one another and of others."""
+
+    def __init__(self):
+        super().__init__()
+        self.own = self.other = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            alike = args[0].shape == args[1].shape
+            self.own, self.other = self.own + alike, self.other + (not alike)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("policy", "own"), [("blocks", 2), ("selective", 1)])
+def test_selective_does_not_compute_self_attention_again(policy, own):
+    model = make_model("wan", policy, lora=True)
+    with CountAttention() as counted:
+        loss_of(model).backward()
+    assert counted.own == own * NUM_LAYERS
+    assert counted.other == 2 * NUM_LAYERS
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -168,7 +210,7 @@ def test_offload_moves_each_stream_once_and_nothing_else(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "policy", ["all", "every_K", "every_1", "every_0", "every_-2", "every_2x", ""]
+    "policy", ["all", "every_K", "every_1", "every_0", "every_-2", "every_2x", "", "none_half", "_half"]
 )
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_an_unknown_policy_is_refused_with_the_known_ones(make, policy):
@@ -182,3 +224,5 @@ def test_the_policies_by_name():
     assert Checkpointing.named("blocks") == Checkpointing(every=1)
     assert Checkpointing.named("every_12") == Checkpointing(every=12)
     assert Checkpointing.named("offload") == Checkpointing(every=1, offload=True)
+    assert Checkpointing.named("selective") == Checkpointing(every=1, attention=True)
+    assert Checkpointing.named("every_2_half") == Checkpointing(every=2, half=True)
