@@ -35,7 +35,13 @@ def test_what_fits_ends_well_and_says_what_it_needs(caplog, tmp_path):
     assert plan["fits"] is True
     assert plan["plan"]["gpus"] == 2
     assert set(plan["policies"]) == {
-        "none", "every_2", "selective", "blocks", "blocks_half", "offload", "offload_half",
+        "none",
+        "every_2",
+        "selective",
+        "blocks",
+        "blocks_half",
+        "offload",
+        "offload_half",
     }
     train = plan["plan"]["bytes"]["train"]
     assert train["total"] == sum(value for name, value in train.items() if name != "total")

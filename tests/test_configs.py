@@ -90,7 +90,7 @@ def test_a_model_of_another_size_is_else_the_same(sized, root):
 def test_every_model_is_the_variant_of_its_name(name, root):
     cfg = plain_config(compose_config("train", f"model={name}", "name=x").model)
     assert cfg["name"] == name
-    built = {"attention": "sdpa", "checkpointing": "none"}
+    built = {"attention": "auto", "checkpointing": "none"}
     signature = inspect.signature(BACKBONES[VARIANTS[name].family].__init__).parameters
     defaults = {key: p.default for key, p in signature.items() if p.default is not p.empty}
     expected = defaults | dict(VARIANTS[name].arguments)

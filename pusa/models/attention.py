@@ -1,6 +1,7 @@
 """Attention: which kernel computes it, keys that are left out, and keys that stand for many."""
 
 import importlib.util
+import logging
 import math
 from collections.abc import Callable
 from functools import lru_cache
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+log = logging.getLogger(__name__)
 # (q, k, v), each (B, N, heads, head_dim) of one dtype -> as q
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 HALF = (torch.float16, torch.bfloat16)
@@ -52,17 +54,26 @@ def check_attention(backend: str) -> None:
         )
 
 
+@lru_cache
 def choose(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """What `backend` means for tensors of a device and dtype: itself, or for "auto" the fastest that
-    is exact (flash 3, flash 2, torch's own). ValueError, with the reason, where it cannot run."""
+    """What `backend` means for tensors of a device and dtype: itself, or for "auto" the fastest
+    that is exact (flash 3, flash 2, torch's own), which is logged once. ValueError, with the
+    reason, where it cannot run."""
     if backend == "sdpa":
         return backend
     if backend == "auto":
         exact = (name for name, entry in _KERNELS.items() if entry[-1])
-        return next((name for name in exact if _obstacle(name, device, dtype) is None), "sdpa")
+        found = next((name for name in exact if _obstacle(name, device, dtype) is None), "sdpa")
+        log.info("attention on %s in %s: %s", device, str(dtype)[6:], found)
+        return found
     if (obstacle := _obstacle(backend, device, dtype)) is not None:
         raise ValueError(f"attention={backend!r} {obstacle}; use attention=sdpa, or auto.")
     return backend
+
+
+@torch.compiler.assume_constant_result  # a compiler need not look into it
+def _chosen(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    return choose(backend, device, dtype)
 
 
 def _obstacle(backend: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -95,11 +106,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     gradients of "sage", which has none.
     """
     q, k = q.to(v.dtype), k.to(v.dtype)
-    if (name := choose(backend, v.device, v.dtype)) == "sdpa":
+    if (name := _chosen(backend, v.device, v.dtype)) == "sdpa":
         return _sdpa(q, k, v)
     kernel, _, _, has_gradients = _KERNELS[name]
     if not has_gradients and torch.is_grad_enabled() and q.requires_grad:
-        raise ValueError(f"attention={name!r} has no gradients; train with attention=sdpa, or auto.")
+        raise ValueError(
+            f"attention={name!r} has no gradients; train with attention=sdpa, or auto."
+        )
     return kernel(q, k, v)
 
 

@@ -1,5 +1,5 @@
-"""GELU (tanh) between two linear layers, in place and in parts: its output, of a feed-forward's width,
-need not exist whole."""
+"""GELU (tanh) between two linear layers, in place and in parts: its output, as wide as the
+feed-forward, need not exist whole."""
 
 import torch
 from torch import Tensor

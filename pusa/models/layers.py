@@ -153,8 +153,8 @@ def _rope_table(
 def rotate(x: Tensor, table: Tensor) -> Tensor:
     """Apply rope to (B, N, heads, head_dim); neighbouring elements form a pair. Float32.
 
-    table: cosines and sines (N, head_dim/2, 2). One complex product: with cosines and sines apart it
-    is six passes over halves that are not contiguous, unless a compiler makes one of them.
+    table: cosines and sines (N, head_dim/2, 2). One complex product: with cosines and sines apart
+    it is six passes over halves that are not contiguous, unless a compiler makes one of them.
     """
     table = table[:, None]
     pairs = x.float().unflatten(-1, (-1, 2))
@@ -174,8 +174,9 @@ def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
 
 
 class FeedForward(nn.Sequential):
-    """Linear, GELU, linear. Training keeps what goes into the GELU alone, not also what comes out of
-    it, the second of a block's two widest tensors; sampling overwrites the one with the other."""
+    """Linear, GELU, linear. Training keeps what goes into the GELU alone, not also what comes out
+    of it, the second of a block's two widest tensors; sampling overwrites the one with the other.
+    """
 
     def __init__(self, dim: int, ffn_dim: int):
         super().__init__(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
 from pusa.atomic import write_json
+from pusa.training.loggers import logs_step
 from pusa.training.ranks import is_first
 from pusa.training.strategy import ZeRO, ends_step, is_divided, own_part, sum_over_ranks
 from pusa.weights.files import write_tensors
@@ -61,7 +62,7 @@ class Health(L.Callback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Gradients are whole here but under DeepSpeed; without one, Adam leaves a tensor be."""
         self._rate = float(optimizer.param_groups[0]["lr"])
-        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+        if logs_step(trainer, trainer.global_step + 1):
             self._before = {n: own_part(p).detach().clone() for n, p in _sampled(pl_module)}
         if isinstance(trainer.strategy, ZeRO):
             return
@@ -86,7 +87,7 @@ class Health(L.Callback):
         else:
             self.in_a_row = 0
             seen = {"train/grad_norm": norm} | self._update(pl_module)
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        if logs_step(trainer, trainer.global_step):
             always = {"train/skipped": float(self.skipped), "train/lr": self._rate}
             publish(trainer, seen | always)
         self._before, self._passes = {}, []

@@ -7,7 +7,7 @@ import uuid
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.fabric.utilities.rank_zero import rank_zero_only
@@ -54,6 +54,12 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
         ]
 
 
+def logs_step(trainer: L.Trainer, step: int) -> bool:
+    """Whether rows are written after so many steps; log_every_n_steps=0: never."""
+    every: int = cast(Any, trainer).log_every_n_steps
+    return every > 0 and step % every == 0
+
+
 def log_mean(module: L.LightningModule, name: str, value: Tensor) -> None:
     """Log the running step's value, the mean over processes. Every process calls it.
 
@@ -63,7 +69,7 @@ def log_mean(module: L.LightningModule, name: str, value: Tensor) -> None:
     trainer: Any = module.trainer
     mean = sum_over_ranks(value) / trainer.world_size
     module.log(name, mean, prog_bar=True, logger=False, batch_size=1)
-    if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+    if logs_step(trainer, trainer.global_step + 1):
         for logger in trainer.loggers:
             logger.log_metrics({name: float(mean)}, step=trainer.global_step)
 

@@ -54,8 +54,10 @@ def gpu(monkeypatch):
     def have(capability, *packages):
         monkeypatch.setattr(module, "_capability", lambda _: capability)
         monkeypatch.setattr(module, "_installed", lambda package: package in packages)
+        choose.cache_clear()
 
-    return have
+    yield have
+    choose.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -67,9 +69,11 @@ def gpu(monkeypatch):
         ((9, 0), ("sageattention",), "sdpa"),  # not exact: never chosen unasked
     ],
 )
-def test_auto_takes_the_fastest_exact_kernel_there_is(gpu, capability, packages, expected):
+def test_auto_takes_the_fastest_exact_kernel_there_is(gpu, caplog, capability, packages, expected):
+    caplog.set_level("INFO")
     gpu(capability, *packages)
     assert choose("auto", CUDA, torch.bfloat16) == expected
+    assert caplog.messages == [f"attention on cuda:0 in bfloat16: {expected}"]
     assert choose("auto", CUDA, torch.float32) == "sdpa"
     assert choose("auto", CPU, torch.bfloat16) == "sdpa"
 
@@ -109,12 +113,15 @@ def test_other_kernels_get_what_they_expect_and_train_only_where_they_can(monkey
         fake = types.ModuleType(package)
         setattr(fake, name, kernel)
         monkeypatch.setitem(sys.modules, package, fake)
-    monkeypatch.setattr(module, "choose", lambda backend, *_: backend)
+    monkeypatch.setattr(module, "_chosen", lambda backend, *_: backend)
     q, v = torch.randn(1, 4, 2, 8, requires_grad=True), torch.randn(1, 4, 2, 8).bfloat16()
     attention(q, q, v, "flash_2")
     with torch.no_grad():
         attention(q, q, v, "sage")
     shape = torch.Size([1, 4, 2, 8])
-    assert called == [(shape, torch.bfloat16, {}), (shape, torch.bfloat16, {"tensor_layout": "NHD"})]
+    assert called == [
+        (shape, torch.bfloat16, {}),
+        (shape, torch.bfloat16, {"tensor_layout": "NHD"}),
+    ]
     with pytest.raises(ValueError, match="'sage' has no gradients"):
         attention(q, q, v, "sage")

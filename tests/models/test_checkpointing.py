@@ -210,7 +210,8 @@ def test_offload_moves_each_stream_once_and_nothing_else(name, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "policy", ["all", "every_K", "every_1", "every_0", "every_-2", "every_2x", "", "none_half", "_half"]
+    "policy",
+    ["all", "every_K", "every_1", "every_0", "every_-2", "every_2x", "", "none_half", "_half"],
 )
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
 def test_an_unknown_policy_is_refused_with_the_known_ones(make, policy):

@@ -64,7 +64,9 @@ def test_rms_norm_of_bfloat16_keeps_it_as_it_came():
     assert torch.bfloat16 in kept
     (found,) = torch.autograd.grad(out.square().sum(), x)
     wide = x.detach().float().requires_grad_()
-    (expected,) = torch.autograd.grad(functional.rms_norm(wide, (8,), eps=1e-6).square().sum(), wide)
+    (expected,) = torch.autograd.grad(
+        functional.rms_norm(wide, (8,), eps=1e-6).square().sum(), wide
+    )
     torch.testing.assert_close(found.float(), expected, atol=1e-2, rtol=1e-2)
 
 

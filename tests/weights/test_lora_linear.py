@@ -72,7 +72,8 @@ def test_gradients_agree_with_finite_differences():
 
 def three_of_one_input() -> nn.Module:
     torch.manual_seed(0)
-    model = nn.ModuleDict({name: nn.Linear(6, width) for name, width in zip("qkv", (5, 5, 7))})
+    widths = {"q": 5, "k": 5, "v": 7}
+    model = nn.ModuleDict({name: nn.Linear(6, width) for name, width in widths.items()})
     inject_lora(model, LoRA(rank=3, alpha=6.0, targets=tuple("qkv")))
     for layer in lora_layers(model).values():
         nn.init.normal_(layer.lora_B["default"].weight)
