@@ -72,7 +72,7 @@ class Checkpointing:
         """block(stream, *arguments) as the index-th block; without grad nothing is checkpointed."""
         if not torch.is_grad_enabled() or not self.every or index % self.every:
             return block(stream, *arguments)
-        options = {"context_fn": _keep_attention} if self.attention else {}
+        options: dict[str, Any] = {"context_fn": _keep_attention} if self.attention else {}
         waits = self.offload or self.half
         with Waiting(stream, self.offload, self.half) if waits else nullcontext():
             return checkpoint(block, stream, *arguments, use_reentrant=False, **options)

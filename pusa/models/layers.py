@@ -2,6 +2,7 @@
 linear layers side by side and after an activation."""
 
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -182,7 +183,7 @@ class FeedForward(nn.Sequential):
         super().__init__(nn.Linear(dim, ffn_dim), nn.GELU("tanh"), nn.Linear(ffn_dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        first, gelu, last = self
+        first, gelu, last = cast(tuple[nn.Linear, nn.GELU, nn.Linear], tuple(self))
         hidden = first(x)
         if torch.compiler.is_compiling():  # decides itself what is kept
             return last(gelu(hidden))
