@@ -167,7 +167,9 @@ def compiled_table(rows: Sequence[Row], peaks: Peaks) -> str:
 def trace_table(rows: list[Row]) -> str:
     one = rows[0]
     head = ["blocks", "ours, GiB", "diffusers, GiB", "memory", "goals"]
-    names = {"none": "kept", "blocks": "recomputed"}
+    names = {
+        "none": "kept", "blocks": "recomputed", "blocks_half": "recomputed, inputs in bfloat16",
+    }  # fmt: skip
     lines = [
         [names[row["detail"]], *(f"{row['bytes'][who] / GIB:.1f}" for who in row["bytes"]),
          f"**{memory_ratio(row):.2f}**", verdicts(row, {})]

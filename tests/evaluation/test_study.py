@@ -8,10 +8,12 @@ from safetensors.torch import load_file, save_file
 
 import evaluate
 import train
+from pusa import entry
 from pusa.evaluation.study import Study, read_rows, write_rows
-from pusa.evaluation.study_measure import Setting, result_of
+from pusa.evaluation.study_measure import Setting, Tools, result_of
+from pusa.evaluation.suite import toy_suite
 from pusa.pipelines.tasks import Task
-from tests.conftest import compose_config
+from tests.conftest import REPOSITORY, compose_config
 
 TASKS = {"i2v": Task("i2v", ({"at": 0},)), "t2v": Task("t2v")}
 FEW = ["suite.source.toy.num_clips=2", "study.num_steps=1", "study.seeds=0",
@@ -69,6 +71,25 @@ def test_tables_come_back_and_a_bad_line_is_named(tmp_path):
     path.write_text(path.read_text().replace("1.25", "much"))
     with pytest.raises(ValueError, match=r"t\.csv:2: not a measurement .*much.* delete the line"):
         read_rows(path)
+
+
+COMMITTED = sorted(p.stem for p in (REPOSITORY / "data" / "replica" / "studies").glob("*.csv"))
+
+
+@pytest.mark.parametrize("name", [n for n in COMMITTED if n != "experts"])
+def test_the_committed_tables_were_measured_under_todays_conditions(name, shared_data):
+    """Else nobody could go on from them: every measurement would be made again. (The experts' base
+    is not committed: what makes it is, replica/expert_base.)"""
+    cfg = compose_config(
+        "evaluate", f"experiment=replica/{name}", "name=x", f"paths.root={shared_data}",
+        "study.variants=independent", "study.seeds=0",
+    )  # fmt: skip
+    model, sampler, suite, wanted = map(entry.build, (cfg.model, cfg.sampler, cfg.suite, cfg.study))
+    suite.source.render(entry.progress_bars)
+    items = toy_suite(suite.source.path.parent, suite.source.num_clips)
+    tools = Tools(model, None, None, items, dict(wanted.tasks), sampler)  # pyright: ignore[reportArgumentType]
+    marks = {row["mark"].split("-")[0] for row in read_rows(wanted.table)}
+    assert marks == {tools.conditions}
 
 
 @pytest.fixture(scope="module")
