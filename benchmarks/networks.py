@@ -23,7 +23,7 @@ from pusa.types import LatentBatch, LatentSpec, Text
 from pusa.weights.keymaps import rename_wan, rename_wan_module
 from pusa.weights.lora import VTA_TARGETS, LoRA
 
-CHANNELS, TEXT_DIM, TEXT_LEN, RANK = 16, 256, 512, 32
+CHANNELS, TEXT_DIM, TEXT_LEN, CAPTION_LEN, RANK = 16, 256, 512, 40, 32
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def compile_blocks(backbone: Any) -> None:
             block.compile(dynamic=False)
 
 
-def make_text(length: int = 40, seed: int = 2) -> Text:
+def make_text(length: int = CAPTION_LEN, seed: int = 2) -> Text:
     generator = torch.Generator().manual_seed(seed)
     embedding = torch.randn(1, length, TEXT_DIM, generator=generator)
     return Text(embedding, torch.ones(1, length, dtype=torch.bool))

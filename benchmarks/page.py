@@ -19,7 +19,7 @@ from benchmarks.goals import (
     times_faster_at_best,
     verdicts,
 )
-from benchmarks.networks import RANK, TEXT_LEN, WIDTHS
+from benchmarks.networks import CAPTION_LEN, RANK, TEXT_LEN, WIDTHS
 from benchmarks.plots import PLOTS, write_plots
 from pusa.atomic import write_text
 
@@ -88,7 +88,8 @@ def introduction(results: dict[str, Any]) -> str:
 Written by `make bench` (`python -m benchmarks.suite`); `python -m benchmarks.suite --page` makes
 this page again from its JSON. Our Wan DiT, training step and sampler, and diffusers'
 WanTransformer3DModel with a timestep per token and peft's LoRA, on the same random weights and
-inputs: batch 1, {TEXT_LEN} text tokens, LoRA of rank {RANK}.
+inputs: batch 1, a caption of {CAPTION_LEN} tokens, padded to {TEXT_LEN} (which diffusers attends to
+one by one; ours lets a few keys stand for the padding), LoRA of rank {RANK}.
 
 - Machine: {facts["processor"]}, {facts["device"]}, {facts["threads"]} thread(s); torch
   {facts["torch"]}, diffusers {facts["diffusers"]}. {bfloat16_words(results)}
