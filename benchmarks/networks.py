@@ -175,7 +175,6 @@ def training_pair(
             accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, barebones=True,
             precision="32-true" if dtype == "float32" else "bf16-mixed",
         )  # fmt: skip
-        module.trainer.log_every_n_steps = 50  # pyright: ignore[reportAttributeAccessIssue]
         module.on_fit_start()  # takes the precision from the trainer
     return {"ours": ours, "diffusers": theirs}
 
@@ -192,11 +191,8 @@ def compile_blocks(backbone: Any) -> None:
     """Regional compilation, one shape at a time, as either library has it."""
     if isinstance(backbone, PerToken):
         backbone.model.compile_repeated_blocks(dynamic=False)
-    elif hasattr(backbone, "compile_blocks"):
-        backbone.compile_blocks()
     else:
-        for block in backbone.blocks:
-            block.compile(dynamic=False)
+        backbone.compile_blocks(dynamic=False)
 
 
 def make_text(length: int = CAPTION_LEN, seed: int = 2) -> Text:
