@@ -62,7 +62,9 @@ def train_one(cfg: DictConfig) -> None:
     for group in ("lora", "timesteps", "task", "sampler"):
         entry.build(cfg[group])  # refuses bad values before any work
     strategy = STRATEGIES.get(cfg.strategy.name)
-    check_storage(cfg.model.get("storage"), entry.build(cfg.lora), strategy.stage if strategy else 0)
+    check_storage(
+        cfg.model.get("storage"), entry.build(cfg.lora), strategy.stage if strategy else 0
+    )
     answer = ranks.first_decides(lambda: decide(cfg), cfg.name, cfg.trainer.get("num_nodes", 1))
     if answer["finished"]:
         return
