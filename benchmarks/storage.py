@@ -11,7 +11,7 @@ import copy
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ def weight_errors(network: nn.Module, other: nn.Module) -> dict[str, float]:
     """Layer kind, as self_attn.q -> rms of the error over rms of the weight, over all blocks."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for name in stored_layers(network):
-        exact, found = (weight_of(m.get_submodule(name)) for m in (network, other))  # pyright: ignore[reportArgumentType]
+        exact, found = (weight_of(cast(nn.Linear, m.get_submodule(name))) for m in (network, other))
         total = sums[name.split(".", 2)[2]]
         total[0] += float((found - exact).double().square().sum())
         total[1] += float(exact.double().square().sum())

@@ -12,8 +12,8 @@ from pusa.data.hashing import fingerprint
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
-from pusa.models.text import T5TextEncoder, load_text_encoder
 from pusa.models.stored import check_storage, store_layers
+from pusa.models.text import T5TextEncoder, load_text_encoder
 from pusa.models.tiling import Tiling
 from pusa.models.vae import load_vae
 from pusa.pipelines.loras import EXPERTS, PlacedLoRA
