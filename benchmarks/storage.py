@@ -123,7 +123,7 @@ def measure() -> dict[str, Any]:
 def page(results: dict[str, Any]) -> str:
     lines = [
         "# Errors of an 8-bit base", "",
-        f"`python benchmarks/storage.py`, torch {torch.__version__}, arithmetic in float32: relative "
+        f"`python benchmarks/storage.py`, torch {torch.__version__}, float32 arithmetic: relative "
         "L2 differences from the",
         "same network with float32 weights. Weights: least and largest of the ten kinds of layers.",
         "", "| network | storage | MB | weights | velocity at 0.1, 0.5, 0.9 | LoRA gradients |",
