@@ -17,6 +17,7 @@ from pusa.training.callbacks import Export
 from pusa.training.checkpoints import Checkpoints, Saved, read_saved
 from pusa.training.loggers import build_loggers, close_wandb
 from pusa.training.run import RunFolder, fit
+from pusa.training.sharding import STRATEGIES, check_storage
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,10 @@ def train_one(cfg: DictConfig) -> None:
     ranks.hush_others()
     for group in ("lora", "timesteps", "task", "sampler"):
         entry.build(cfg[group])  # refuses bad values before any work
+    strategy = STRATEGIES.get(cfg.strategy.name)
+    check_storage(
+        cfg.model.get("storage"), entry.build(cfg.lora), strategy.stage if strategy else 0
+    )
     answer = ranks.first_decides(lambda: decide(cfg), cfg.name, cfg.trainer.get("num_nodes", 1))
     if answer["finished"]:
         return

@@ -240,6 +240,7 @@ class MochiDiT(nn.Module):
     # Cast to a lower precision, these would lose what the time path and the angles are.
     # Not the blocks' own modulation, 2.7 B parameters: it is bf16 in the official code, too.
     keep_float32 = ("t_embedder", "final_layer.mod", "norm", "pos_frequencies")
+    keep_dense = (".mod_",)  # but not kept in 8 bits (stored.py): it is how the time enters
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from pusa.data.hashing import fingerprint
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
+from pusa.models.stored import check_storage, store_layers
 from pusa.models.text import T5TextEncoder, load_text_encoder
 from pusa.models.tiling import Tiling
 from pusa.models.vae import load_vae
@@ -34,6 +35,7 @@ class Model:
 
     backbone: builds the network; weights: its checkpoint in any layout that is read, or None for a
     random start; vae, text_encoder: local files or folders; dtype: precision of the frozen weights;
+    storage: "int8" or "float8", in which the blocks' frozen linear layers are kept, None for dtype;
     spec: how the VAE folds pixels; num_frames, height, width, fps: what it was made for;
     negative_prompt: None means no text at all; device: of sampling ("auto": a GPU if there is one),
     training is placed by the trainer. latent_space: of the VAE, see `load_vae`.
@@ -62,6 +64,7 @@ class Model:
     guidance_scale: float = 1.0
     negative_prompt: str | None = None
     dtype: str = "float32"
+    storage: str | None = None
     device: str = "auto"
     expert: str | None = None
     boundary: float | None = None
@@ -81,6 +84,7 @@ class Model:
         if self.dtype not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"model.dtype={self.dtype!r} is unknown; use one of {known}.")
+        check_storage(self.storage)
         if self.expert not in (None, *EXPERTS, "both"):
             raise ValueError(f"model.expert={self.expert!r} is unknown; use high, low or both.")
         if (self.expert is None) != (self.boundary is None):
@@ -189,10 +193,11 @@ class Model:
 
     def ready_weights(self, folder: str | Path, dtype: str | None = None) -> str | None:
         """A checkpoint of its one network that processes can map as it is, made in `folder` if the
-        model's own must be cast; None for a random start. dtype: by default the model's."""
+        model's own must be cast; None for a random start. dtype: by default the model's. What is
+        kept in 8 bits is not mapped: each process makes its own of the model's checkpoint."""
         path, dtype = self.weights_path(self.expert), dtype or self.dtype
-        if path is None:
-            return None
+        if path is None or self.storage is not None:
+            return path
         with torch.device("meta"):
             keep = getattr(self.backbone(), "keep_float32", ())
         target = Path(folder) / f"{fingerprint(path)}-{dtype}"
@@ -210,10 +215,13 @@ class Model:
             log.warning("model %s has no weights (model.weights is null): random start.", self.name)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(generator_for(seed, "model/init").initial_seed())
-                return self.backbone().eval()
+                backbone = self.backbone().eval()
+            if self.storage is not None:
+                store_layers(backbone, self.storage)
+            return backbone
         with torch.device("meta"):
             backbone = self.backbone()
-        load_weights(backbone, path, PRECISIONS[self.dtype])
+        load_weights(backbone, path, PRECISIONS[self.dtype], self.storage)
         return backbone.eval().requires_grad_(False)
 
     def build_experts(self, loras: Iterable[PlacedLoRA] = (), seed: int = 0) -> Experts:
@@ -234,7 +242,10 @@ class Model:
     def check_loras(self, loras: Iterable[PlacedLoRA]) -> None:
         """WeightsError for one that does not fit its network, by shapes; no weights are read."""
         with torch.device("meta"):
-            specs = dict(self.backbone().named_parameters())
+            backbone = self.backbone()
+            if self.storage is not None:
+                store_layers(backbone, self.storage)
+            specs = dict(backbone.named_parameters())
         for lora in loras:
             check_usable(lora.adapter, specs, lora.expert)
 

@@ -139,6 +139,8 @@ def _same_result(planner: Planner, job: Job, cluster: Cluster) -> Iterator[Chang
         passes = {None, 1} if count == cluster.count and job.batch(count) > 1 else {None}
         for policy, strategy, one in product(EXACT, STRATEGIES.values(), passes):
             micro = one or job.micro_batch
+            if strategy.stage == 3 and planner.model.storage is not None:
+                continue  # refused, see check_storage
             if (strategy.name == "single" and count > 1) or (job.samples // count) % (micro or 1):
                 continue
             changed = replace(

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from pusa.diffusion.flow import FlowMatching
+from pusa.models.stored import store_layers
 from pusa.pipelines.build import PRECISIONS, Model
 from pusa.types import Text
 from pusa.weights.lora import LoRA, inject_lora
@@ -216,8 +217,8 @@ def _to_fake(module: nn.Module) -> None:
 
 
 def outline(model: Model, lora: LoRA | None, **changes: Any) -> nn.Module:
-    """The network on meta as it trains: frozen in the model's dtype with a float32 adapter, or
-    (lora=None) all of it in float32. changes: of the constructor's arguments."""
+    """The network on meta as it trains: frozen in the model's dtype and storage with a float32
+    adapter, or (lora=None) all of it in float32. changes: of the constructor's arguments."""
     with torch.device("meta"):
         backbone = model.backbone(**changes)
     keep = getattr(backbone, "keep_float32", ())
@@ -226,6 +227,8 @@ def outline(model: Model, lora: LoRA | None, **changes: Any) -> nn.Module:
         kept = any(part in name for part in keep)
         parameter.data = parameter.data.to(torch.float32 if kept else dtype)
     if lora is not None:
+        if model.storage is not None:
+            store_layers(backbone, model.storage)
         with torch.device("meta"):
             inject_lora(backbone, lora)
     return backbone.train()

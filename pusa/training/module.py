@@ -16,6 +16,7 @@ from pusa.diffusion.timesteps import VectorTimesteps
 from pusa.pipelines.build import Model
 from pusa.rng import generator_for
 from pusa.training.loggers import log_mean
+from pusa.training.sharding import check_storage
 from pusa.training.strategy import ends_step, is_divided, sum_over_ranks, whole
 from pusa.types import LatentBatch, Text
 from pusa.weights.doctor import diagnose, diagnose_saved
@@ -48,6 +49,7 @@ class VTAModule(L.LightningModule):
         super().__init__()
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"module.caption_dropout must be in [0, 1], got {caption_dropout}.")
+        check_storage(model.storage, lora, stage=0)
         if lora is None:  # all weights train: float32, which autocast lowers for the arithmetic
             model = replace(model, dtype="float32")
         self.model, self.timesteps, self.flow = model, timesteps, model.flow

@@ -21,7 +21,7 @@ from pusa.training.gpus import (
     WORKER,
     Cluster,
 )
-from pusa.training.sharding import Shares, Strategy, Weights, shares
+from pusa.training.sharding import Shares, Strategy, Weights, check_storage, shares
 from pusa.weights.lora import LoRA
 
 BFLOAT16 = 2
@@ -150,9 +150,10 @@ class Planner:
 
     def estimate(self, job: Job, cluster: Cluster) -> Estimate:
         """ValueError for a job that could not run, as of a size that the model does not take."""
+        check_storage(self.model.storage, job.lora, job.strategy.stage)
         ranks = cluster.count
         footprint = self.footprint(job, job.batch(ranks))
-        weights = Weights.of(self._plain, job.lora, PRECISIONS[self.model.dtype].itemsize)
+        weights = self._weights(job, self.model.storage is not None)
         held = shares(weights, job.strategy, ranks, job.passes(ranks))
         phases = (
             self._start(held, cluster),
@@ -163,9 +164,13 @@ class Planner:
         )
         return Estimate(
             job, cluster, phases, footprint, weights.trainable,
-            self._host(job, held, weights, footprint, cluster), self._disk(job, weights, cluster),
+            self._host(job, held, weights, footprint, cluster), self._disk(job, cluster),
             _seconds(job, held, weights, footprint, cluster),
         )  # fmt: skip
+
+    def _weights(self, job: Job, stored: bool) -> Weights:
+        itemsize = PRECISIONS[self.model.dtype].itemsize
+        return Weights.of(self._plain, job.lora, itemsize, stored)
 
     def footprint(self, job: Job, batch: int) -> Footprint:
         """Of one pass with gradients."""
@@ -244,14 +249,19 @@ class Planner:
     ) -> dict[str, int]:
         """Of one node, all its processes together."""
         ranks = cluster.ranks_per_node
-        return {
-            "base, mapped once": weights.frozen_bytes or weights.trainable_bytes,
+        if self.model.storage is None:
+            base = {"base, mapped once": weights.frozen_bytes or weights.trainable_bytes}
+        else:
+            base = {"base, of each process": ranks * weights.frozen_bytes}
+        return base | {
             "activations": ranks * footprint.host,
             "weights, optimizer": ranks * held.host,
             "processes": round(ranks * (PROCESS + 2 * job.num_workers * WORKER)),
         }
 
-    def _disk(self, job: Job, weights: Weights, cluster: Cluster) -> dict[str, int]:
+    def _disk(self, job: Job, cluster: Cluster) -> dict[str, int]:
+        weights = self._weights(job, stored=False)  # in files the base is as it was
+        cast = self.base_cast and cluster.count > 1 and self.model.storage is None
         channels, frames, height, width = self.model.latent_shape(*job.size)
         text_dim: int = self._plain.text_dim  # pyright: ignore[reportAssignmentType]
         latents = BFLOAT16 * channels * frames * height * width
@@ -264,7 +274,7 @@ class Planner:
         copies = 4 if job.strategy.stage in (1, 2) else 3  # ZeRO-1 and 2 save their masters, too
         return {
             "base, VAE, text encoder": files + self.vae.weights + self.text_encoder.weights,
-            "base, cast for all to map": base if self.base_cast and cluster.count > 1 else 0,
+            "base, cast for all to map": base if cast else 0,
             cached: clip * (job.clips or 1),
             checkpoints: (job.keep_last + 1) * copies * weights.trainable_bytes,
             "result": exported,

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from torch import nn
 
+from pusa.models.stored import stored_layers
 from pusa.weights.lora import LoRA, match_targets
 
 FLOAT32 = 4
@@ -30,19 +31,43 @@ class Weights:
         return FLOAT32 * self.trainable
 
     @classmethod
-    def of(cls, backbone: nn.Module, lora: LoRA | None, frozen_size: int) -> "Weights":
+    def of(
+        cls, backbone: nn.Module, lora: LoRA | None, frozen_size: int, stored: bool = False
+    ) -> "Weights":
         """backbone: without adapter, may be on meta; frozen_size: bytes of an element of the frozen
-        base, but for what the backbone keeps in float32. lora None: all weights train."""
+        base, but for what the backbone keeps in float32. lora None: all weights train. stored: the
+        blocks' linear layers are 8-bit numbers with a scale per row."""
         named = list(backbone.named_parameters())
         if lora is None:
             return cls(0, 0, sum(p.numel() for _, p in named))
         keep = getattr(backbone, "keep_float32", ())
-        sizes = [
-            (p.numel(), FLOAT32 if any(part in name for part in keep) else frozen_size)
-            for name, p in named
-        ]
-        frozen, frozen_bytes = sum(n for n, _ in sizes), sum(n * size for n, size in sizes)
+        packed = {f"{name}.weight" for name in stored_layers(backbone)} if stored else set()
+
+        def held(name: str, parameter: nn.Parameter) -> int:
+            if name in packed:
+                return parameter.numel() + FLOAT32 * parameter.shape[0]
+            kept = any(part in name for part in keep)
+            return parameter.numel() * (FLOAT32 if kept else frozen_size)
+
+        frozen = sum(p.numel() for _, p in named)
+        frozen_bytes = sum(held(name, p) for name, p in named)
         return cls(frozen_bytes, frozen, num_lora_parameters(backbone, lora))
+
+
+def check_storage(storage: str | None, lora: LoRA | None, stage: int) -> None:
+    """ValueError if a base that is kept in 8 bits (storage) cannot be trained so."""
+    if storage is None:
+        return
+    if lora is None:
+        raise ValueError(
+            f"model.storage={storage} is for a frozen base, and lora=none trains all weights; set "
+            "model.storage=null, or train a LoRA (lora=vta)."
+        )
+    if stage == 3:
+        raise ValueError(
+            f"model.storage={storage} is kept whole by every process, and ZeRO-3 divides the "
+            "weights; use strategy=zero2, or model.storage=null."
+        )
 
 
 def num_lora_parameters(backbone: nn.Module, lora: LoRA) -> int:

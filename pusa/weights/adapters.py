@@ -132,7 +132,7 @@ def _nearest(name: str, specs: Mapping[str, Tensor]) -> str:
 
 def check_usable(adapter: Adapter, specs: Mapping[str, Tensor], expert: str | None) -> None:
     """WeightsError if an adapter is for the other expert, does not fit a model with these official
-    parameters, or would break or not change it."""
+    parameters, would break or not change it, or adds to weights that are kept in 8 bits."""
     check_expert(adapter, expert)
     problems = misfits(adapter, specs)
     if problems:
@@ -144,6 +144,12 @@ def check_usable(adapter: Adapter, specs: Mapping[str, Tensor], expert: str | No
     useless = dead_or_broken(adapter)
     if useless:
         raise WeightsError(f"{adapter.source}: {useless[0]}.")
+    for module, target in adapter.items():
+        if "weight" in target.diffs and specs[f"{module}.weight"].dtype == torch.int8:
+            raise WeightsError(
+                f"{adapter.source}: adds to {module}.weight outright, which is kept in 8 bits; "
+                "set model.storage=null, or merge it into the base first (pusa merge)."
+            )
 
 
 def check_expert(adapter: Adapter, expert: str | None) -> None:

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pusa.models.stored import weight_of
 from pusa.types import Text
 from pusa.weights.adapters import Adapter, Target, check_expert, dead_or_broken, misfits
 from pusa.weights.files import WeightsError, expert_of, load_weights, read_checkpoint
-from pusa.weights.lazy import InMemory, Tensors, in_turn
+from pusa.weights.lazy import Tensors, in_turn
 from pusa.weights.lora import linear_layers, load_lora, read_lora, set_strength, without
 
 WEAK, STRONG = 1e-5, 1.0  # relative change of the forward pass beyond which something may be wrong
@@ -153,10 +154,15 @@ def diagnose_saved(path: str | Path, model: nn.Module, adapter: str = "default")
     saved = _opened(found, path, None)
     if saved is None:
         return found
-    specs = {f"{name}.weight": layer.weight for name, layer in linear_layers(model).items()}
+    layers = linear_layers(model)
+    specs = {f"{name}.weight": layer.weight for name, layer in layers.items()}
     compare(found, saved, specs, None)
     if found.ok:
-        found.update_over_weight = update_ratios(saved, InMemory(specs))
+        found.update_over_weight = {
+            name: _ratio(target, weight_of(layers[name]))
+            for name, target in saved.items()
+            if name in layers
+        }
         _judge_ratios(found)
         with without(model, adapter):
             bare = fixed_velocity(model)

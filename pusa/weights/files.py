@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pusa.models.stored import pack, store_layers, stored_layers
 from pusa.models.variants import VARIANTS, Variant, detect
 from pusa.weights.layouts import to_official
 from pusa.weights.lazy import (
@@ -157,12 +158,16 @@ def _open_index(path: Path) -> Tensors:
     return tensors
 
 
-def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None = None) -> None:
+def load_weights(
+    model: nn.Module, path: str | Path, dtype: torch.dtype | None = None,
+    storage: str | None = None,
+) -> None:  # fmt: skip
     """Fill a model, which may be on meta, from a checkpoint of any layout.
 
     dtype: cast floating tensors, except parameters whose name contains one of the model's
-    `keep_float32` parts. Tensors that need no cast stay mapped to the file. Nothing is assigned
-    unless everything fits.
+    `keep_float32` parts. Tensors that need no cast stay mapped to the file. storage: "int8" or
+    "float8", in which the blocks' linear layers are kept, see `store_layers`: of their dense
+    weights one is in memory at a time. Nothing is assigned unless everything fits.
     """
     official = to_official(open_checkpoint_files(path))
     check_fit(model.state_dict(), official.specs(), path, type(model).__name__)
@@ -172,14 +177,22 @@ def load_weights(model: nn.Module, path: str | Path, dtype: torch.dtype | None =
     # One mapped tensor holds its whole shard in memory: of a shard that is read only to be cast,
     # what needs no cast is copied, too.
     mapped = all(official.spec(key).dtype == target for key, target in targets.items())
+    names = [] if storage is None else stored_layers(model)
+    packed = {f"{name}.weight": f"{name}.scale" for name in names}
+    mapped = mapped and not packed
     ready: dict[str, Tensor] = {}
     waits = total > 1e9  # a bar only where one would wait, and on a terminal
     with tqdm(total=total, unit="B", unit_scale=True, desc="load", leave=False,
               disable=None if waits else True) as bar:  # fmt: skip
         for key, tensor in in_turn(official, official):
-            kept = tensor.dtype == targets[key] and (mapped or targets[key] == dtype)
-            ready[key] = tensor if kept else tensor.to(targets[key], copy=True)
+            if storage is not None and key in packed:
+                ready[key], ready[packed[key]] = pack(tensor, storage)
+            else:
+                kept = tensor.dtype == targets[key] and (mapped or targets[key] == dtype)
+                ready[key] = tensor if kept else tensor.to(targets[key], copy=True)
             bar.update(num_bytes(tensor))
+    if storage is not None:
+        store_layers(model, storage)
     model.load_state_dict(ready, strict=True, assign=True)
 
 

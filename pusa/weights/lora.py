@@ -15,6 +15,7 @@ from peft.tuners.lora import Linear, LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pusa.models.stored import StoredLinear
 from pusa.weights.adapters import Adapter, Target, check_usable
 from pusa.weights.lazy import WeightsError
 from pusa.weights.lora_files import read_lora
@@ -253,7 +254,10 @@ class _LoRALinear(Linear):
             cast(nn.Linear, m)
             for m in (self.base_layer, self.lora_A[names[0]], self.lora_B[names[0]])
         )
-        layer = Layer(base.weight, base.bias, a.weight, b.weight, self.scaling[names[0]])
+        stored = isinstance(base, StoredLinear)
+        weight, row_scale = (base.numbers, base.scale) if stored else (base.weight, None)
+        scale = self.scaling[names[0]]
+        layer = Layer(weight, base.bias, a.weight, b.weight, scale, row_scale)
         return layer if layer.fits(x) else None
 
 

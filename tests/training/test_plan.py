@@ -1,9 +1,11 @@
 """Plans: closed forms of weights, laws of sharding, what fits and what to change."""
 
 import functools
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from torch import nn
 
 from pusa.diffusion.flow import FlowMatching
 from pusa.models.variants import VARIANTS
@@ -202,3 +204,43 @@ def test_a_vae_too_large_for_the_gpu_encodes_on_the_cpu(planner: Planner):
     assert not other.estimate(job(), cluster).fits
     best = fitting.changes(other, job(), cluster, fitting.Largest(None, None, None))[0]
     assert best.overrides == ("model.device=cpu",)
+
+
+@pytest.mark.parametrize("storage", ["int8", "float8"])
+def test_a_base_in_8_bits_takes_a_byte_an_element_and_a_float_a_row(storage):
+    """Of 14B: q, k, v, o twice, 5120 x 5120, and the feed-forward, 5120 x 13824, 40 times."""
+    with_rows = Weights.of(VARIANTS["wan21_t2v_14b"].build(), LoRA(512, 512), 2, stored=True)
+    elements = 40 * (8 * 5120 * 5120 + 2 * 5120 * 13824)
+    rows = 40 * (8 * 5120 + 13824 + 5120)
+    plain = weights_of_14b(LoRA(512, 512))
+    assert with_rows.frozen_bytes == plain.frozen_bytes - elements + 4 * rows
+    assert with_rows.frozen == plain.frozen
+
+
+def test_the_plan_of_a_stored_base_has_less_of_it_and_refuses_what_cannot_be(planner: Planner):
+    model = replace(planner.model, storage="int8")
+    stored, cluster = Planner(model, NOTHING, NOTHING), Cluster(gpu(80), 2)
+    ours, plain = (p.estimate(job(), cluster) for p in (stored, planner))
+    base = [e.phases[0].items["frozen base"] for e in (ours, plain)]
+    network = model.build_backbone()
+    assert base[0] == sum(p.numel() * p.element_size() for p in lowered(network).parameters())
+    assert base[0] < 0.75 * base[1]
+    assert ours.footprint.flops == plain.footprint.flops
+    assert ours.host["base, of each process"] == 2 * base[0]
+    assert ours.disk["base, cast for all to map"] == 0
+    with pytest.raises(ValueError, match="lora=none trains all weights"):
+        stored.estimate(job(lora=None), cluster)
+    with pytest.raises(ValueError, match="ZeRO-3 divides"):
+        stored.estimate(job(strategy=STRATEGIES["zero3"]), cluster)
+    small = replace(cluster, gpu=gpu(1.5))
+    changes = fitting.changes(stored, job(), small, fitting.Largest(None, None, None))
+    assert not [c for c in changes if "strategy=zero3" in c.overrides]
+
+
+def lowered(network: nn.Module) -> nn.Module:
+    """As the loader has it: bfloat16, but for the 8-bit weights and what stays float32."""
+    for name, parameter in network.named_parameters():
+        kept = any(part in name for part in (*WanDiT.keep_float32, ".scale"))
+        if not kept and parameter.is_floating_point():
+            parameter.data = parameter.data.bfloat16()
+    return network
