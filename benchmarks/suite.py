@@ -13,6 +13,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -157,6 +158,20 @@ def run(options: argparse.Namespace, places: Places) -> list[str]:
     return errors
 
 
+@contextmanager
+def quiet(*names: str) -> Iterator[None]:
+    """Loggers tell nothing but errors meanwhile."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     places = Places.of(options.out)
@@ -166,9 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
             torch.set_num_threads(options.threads)
         warnings.filterwarnings("ignore", ".*self.log.*")  # there is no trainer to log to
         warnings.filterwarnings("ignore", ".*srun.*")
-        for logger in ("pusa", "lightning.pytorch"):
-            logging.getLogger(logger).setLevel(logging.ERROR)
-        errors = run(options, places)
+        with quiet("pusa", "lightning.pytorch"):
+            errors = run(options, places)
     write_page(places.page, places.images, read(places.results))
     print(f"wrote {places.page}")
     for error in errors:

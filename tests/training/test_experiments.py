@@ -98,7 +98,7 @@ def test_bfloat16_keeps_the_time_path_and_the_loras_float32(monkeypatch):
     step = VTAModule.training_step
 
     def watched(self, batch, batch_idx):
-        names = ("time_embedding.0", "time_projection.1", "blocks.0.self_attn.q", "blocks.0.ffn.2")
+        names = ("time_embedding.0", "time_projection.1", "blocks.0.self_attn.o", "blocks.0.ffn.0")
         hooks = [
             self.backbone.get_submodule(name).register_forward_hook(
                 lambda module, inputs, output, name=name: seen.update({name: output.dtype})
@@ -115,6 +115,6 @@ def test_bfloat16_keeps_the_time_path_and_the_loras_float32(monkeypatch):
     monkeypatch.setattr(VTAModule, "training_step", watched)
     train.train(shortened("wan21_vta", "wan21_t2v_14b_tiny", "lora.rank=4"))
     assert seen["time_embedding.0"] == seen["time_projection.1"] == torch.float32
-    assert seen["blocks.0.self_attn.q"] == seen["blocks.0.ffn.2"] == torch.bfloat16
+    assert seen["blocks.0.self_attn.o"] == seen["blocks.0.ffn.0"] == torch.bfloat16
     assert seen["loss"] == torch.float32
     assert seen["trained"] == {torch.float32}
