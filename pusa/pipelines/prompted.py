@@ -16,8 +16,8 @@ class Prompted:
     """Velocities of experts, for one sampling, in which weights and precision do not change.
 
     What a network computes from a text alone is computed once, at its first use. It is kept while
-    that network works: sigmas come down, so that none works twice, and 0.42 GB a caption (14B, see
-    `WanDiT.prepare_text`) are free for the next. caching: what a network computed at an earlier
+    that network works: sigmas come down, so that none works twice, and up to 0.42 GB a caption
+    (14B, see `WanDiT.prepare_text`) are free for the next. caching: what a network computed at an earlier
     step may be used again, each text's own; it goes with the network, too.
     """
 
