@@ -17,8 +17,8 @@ class Prompted:
 
     What a network computes from a text alone is computed once, at its first use. It is kept while
     that network works: sigmas come down, so that none works twice, and up to 0.42 GB a caption
-    (14B, see `WanDiT.prepare_text`) are free for the next. caching: what a network computed at an earlier
-    step may be used again, each text's own; it goes with the network, too.
+    (14B, see `WanDiT.prepare_text`) are free for the next. caching: what a network computed at an
+    earlier step may be used again, each text's own; it goes with the network, too.
     """
 
     def __init__(self, experts: Experts, caching: Caching | None = None):
