@@ -3,6 +3,7 @@ rule by which every VAE takes the frames it is asked for."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -48,6 +49,8 @@ class PreparedText:
 # blocks[start:end] on the residual stream x (B, F, S, D), which it leaves as it is; it is to be
 # called in order.
 BlockRunner = Callable[[Callable[[Tensor, int, int | None], Tensor], Tensor], Tensor]
+# What is around the i-th block's work: see models/arrival.py.
+BlockGuard = Callable[[int], AbstractContextManager]
 
 
 class VideoBackbone(Protocol):

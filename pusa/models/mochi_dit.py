@@ -6,6 +6,7 @@ broadcast over tokens. Knows no checkpoint, no task, no LoRA.
 
 import math
 import weakref
+from contextlib import nullcontext
 from functools import lru_cache
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pusa.models.attention import check_attention, masked_attention
-from pusa.models.base import BlockRunner, PreparedText
+from pusa.models.base import BlockGuard, BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
     RMSNorm,
@@ -274,6 +275,7 @@ class MochiDiT(nn.Module):
             for i in range(num_layers)
         )
         self.block_runner: BlockRunner | None = None  # None: all in turn
+        self.block_guard: BlockGuard = nullcontext
         self.final_layer = FinalLayer(dim, self.out_channels)
         self.reset_parameters()
 
@@ -335,7 +337,8 @@ class MochiDiT(nn.Module):
 
             return self.block_runner(run, x), y
         for i in range(len(self.blocks))[span or slice(None)]:
-            x, y = self.checkpointing.run(self.blocks[i], i, x, y, conditioning, rope, kept)
+            with self.block_guard(i):
+                x, y = self.checkpointing.run(self.blocks[i], i, x, y, conditioning, rope, kept)
         return x, y
 
     def _prepared(self, text: Text | PreparedText, batch: int) -> PreparedText:

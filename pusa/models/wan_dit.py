@@ -6,6 +6,7 @@ broadcast over tokens. Knows no checkpoint, no task, no LoRA.
 
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pusa.models.attention import check_attention, many_in_few
-from pusa.models.base import BlockRunner, PreparedText
+from pusa.models.base import BlockGuard, BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import check_latents, check_text, rope_table, sinusoid, working_dtype
 from pusa.models.wan_blocks import IMAGE_DIM, PATCH, Attended, Block, Head, ImageEmbedding
@@ -80,6 +81,7 @@ class WanDiT(nn.Module):
             Block(dim, ffn_dim, num_heads, eps, attention, image_branch) for _ in range(num_layers)
         )
         self.block_runner: BlockRunner | None = None  # None: all in turn
+        self.block_guard: BlockGuard = nullcontext
         self.head = Head(dim, out_channels, eps)
         self.img_emb = ImageEmbedding(dim) if image_branch else None
         self.reset_parameters()
@@ -165,7 +167,8 @@ class WanDiT(nn.Module):
             shared = modulation, rope, contexts
             return self.block_runner(lambda x, *ends: self._run_blocks(x, *shared, slice(*ends)), x)
         for i in range(len(self.blocks))[span or slice(None)]:
-            x = self.checkpointing.run(self.blocks[i], i, x, modulation, rope, *contexts[i])
+            with self.block_guard(i):
+                x = self.checkpointing.run(self.blocks[i], i, x, modulation, rope, *contexts[i])
         return x
 
     def _time(self, sigma: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,8 @@ class Prompted:
 
     What a network computes from a text alone is computed once, at its first use. It is kept while
     that network works: sigmas come down, so that none works twice, and up to 0.42 GB a caption
-    (14B, see `WanDiT.prepare_text`) are free for the next. caching: what a network computed at an
+    (14B, see `WanDiT.prepare_text`) are free for the next. Of a network whose weights come block by
+    block, a pass has to compute it itself. caching: what a network computed at an
     earlier step may be used again, each text's own; it goes with the network, too.
     """
 
@@ -45,9 +46,11 @@ class Prompted:
         velocity = self.by(both)
         return lambda x, sigma, step: velocity(torch.cat([x, x]), torch.cat([sigma, sigma]), step)
 
-    def _text(self, network: nn.Module, text: Text) -> PreparedText:
+    def _text(self, network: nn.Module, text: Text) -> Text | PreparedText:
         if network is not self._at_work:
             self._at_work, self._prepared, self._branches = network, {}, {}
+        if not self.experts.whole(network):
+            return text
         # By identity: `by` holds the text, so that no other can have its place.
         if id(text) not in self._prepared:
             self._prepared[id(text)] = cast(VideoBackbone, network).prepare_text(text)

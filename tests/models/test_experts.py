@@ -1,4 +1,4 @@
-"""Which network works at which noise level, and where the others are meanwhile."""
+"""Which network works at which noise level; test_arrival has where the others are meanwhile."""
 
 import pytest
 import torch
@@ -42,35 +42,3 @@ def test_any_number_of_experts_and_one_alone():
 def test_floors_that_do_not_come_down_to_0_are_refused(floors):
     with pytest.raises(ValueError, match="the last to 0"):
         Experts([(floor, nn.Linear(1, 1)) for floor in floors])
-
-
-class Travelling(nn.Linear):
-    """Writes down where it is moved, and stays."""
-
-    def __init__(self, name: str, journal: list[str]):
-        super().__init__(1, 1)
-        self.name, self.journal = name, journal
-
-    def to(self, device):
-        self.journal.append(f"{self.name} to {torch.device(device).type}")
-        return self
-
-
-@pytest.mark.parametrize(
-    ("one_at_a_time", "at_first", "at_the_switch"),
-    [
-        (True, ["high to cpu", "low to cpu", "high to cuda"], ["high to cpu", "low to cuda"]),
-        (False, ["high to cuda", "low to cuda"], []),
-    ],
-)
-def test_networks_move_when_they_change_and_only_then(one_at_a_time, at_first, at_the_switch):
-    journal: list[str] = []
-    networks = [(0.5, Travelling("high", journal)), (0.0, Travelling("low", journal))]
-    experts = Experts(networks, one_at_a_time).to("cuda")
-    for sigma in (1.0, 1.0, 0.6):  # guidance asks twice
-        experts.at(sigma)
-    assert journal == at_first
-    assert experts.device == torch.device("cuda")
-    for sigma in (0.4, 0.4, 0.1):
-        experts.at(sigma)
-    assert journal == at_first + at_the_switch
