@@ -126,7 +126,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int)
     cli_schedule.add_plan(group)
     group.add_argument(
-        "--memory", help="a name in configs/memory: resident, offload or low (default resident)"
+        "--memory",
+        help="a name in configs/memory: resident, offload, low or stream (default resident)",
     )
     group.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",

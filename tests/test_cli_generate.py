@@ -207,7 +207,7 @@ def test_bad_input_is_named_before_anything_is_loaded(
     assert not (root / "out.mp4").exists()
 
 
-@pytest.mark.parametrize("memory", ["offload", "low"])
+@pytest.mark.parametrize("memory", ["offload", "low", "stream"])
 def test_memory_presets_make_the_same_video(root, media, memory):
     """The replica is smaller than a tile, so that tiles change nothing."""
     task = ("--task", "i2v", media / "first0.png", "--model", "wan22_tiny", "--chain", "1",

@@ -127,8 +127,10 @@ class Tools:
         weights = [model.weights_path(expert) for expert in model.experts()]
         parts = [*weights, model.vae, model.text_encoder]
         tasks = sorted(repr(task) for task in self.tasks.values())
-        # An option that is off and younger than the tables leaves their marks as they are.
+        # An option that is off and younger than the tables leaves their marks as they are, and so
+        # does guidance=auto, which on a CPU, where they were made, is sequential.
         sampler = repr(replace(self.sampler, num_steps=1)).replace(", cache=None", "")
+        sampler = sampler.replace("guidance='auto'", "guidance='sequential'")
         rest = (OVERLAP, KEYFRAMES, VERSION, [item.scene for item in self.items])
         marks = [fingerprint(part) for part in parts if part is not None]
         known = (repr(model.flow), repr(model.latent_shape()), sampler, *map(repr, rest))

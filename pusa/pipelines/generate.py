@@ -20,14 +20,14 @@ from pusa.models.base import VideoVAE
 from pusa.models.experts import Experts
 from pusa.pipelines.encode import encode_frames
 from pusa.pipelines.media import Shown
-from pusa.pipelines.prompted import Prompted
+from pusa.pipelines.prompted import Prompted, while_memory_allows
 from pusa.pipelines.step_cache import Caching, StepCache
 from pusa.rng import generator_for
 from pusa.types import Text
 
 log = logging.getLogger(__name__)
 METHODS = {**OUR_METHODS, "upstream": upstream.euler}
-GUIDANCE = ("sequential", "batched")
+GUIDANCE = ("auto", "sequential", "batched")
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class Sampler:
 
     method: euler, heun (two network calls a step), unipc, or upstream (Euler with the public code's
     roundings). guidance_interval: the step sigmas (low, high) at which there is guidance; guidance:
-    its two passes one after the other, or as one batch. plan: how frames follow the steps, a rule
-    of diffusion/plans.py; None is `Constant`. clean_above: while the step's sigma is at or above
-    it, given frames are shown clean (their noise comes back below); a model's boundary keeps low
-    noise levels from the high-noise expert. cache: leave blocks out of steps that change little.
+    its two passes one after the other, or as one batch; auto: on a GPU as one batch as long as its
+    memory allows, on a CPU, where that is no faster, one after the other. plan: how frames follow
+    the steps, a rule of diffusion/plans.py; None is `Constant`. clean_above: while the step's sigma
+    is at or above it, given frames are shown clean (their noise comes back below); a model's
+    boundary keeps low noise levels from the high-noise expert. cache: leave blocks out of steps
+    that change little.
     """
 
     num_steps: int = 30
@@ -49,7 +51,7 @@ class Sampler:
     autocast: bool = False
     method: str = "euler"
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance: str = "sequential"
+    guidance: str = "auto"
     plan: Rule | None = None
     clean_above: float | None = None
     cache: StepCache | None = None
@@ -168,16 +170,15 @@ def sample_latents(
     shape = conditioning.latents.shape[1:]
     noise = torch.stack([_noise(request, shape) for request in requests]).to(device)
     conditioning = conditioning.to(device)
-    both = join_texts([text, negative]) if sampler.guidance == "batched" else None
+    as_one = sampler.guidance == "batched" or (sampler.guidance == "auto" and device.type != "cpu")
+    both = join_texts([text, negative]) if as_one else None
     caching = None if sampler.cache is None else Caching(sampler.cache)
     prompted = Prompted(experts, caching)
-    velocity = guided(
-        prompted.by(text),
-        prompted.by(negative),
-        sampler.guidance_scale,
-        sampler.guidance_interval,
-        None if both is None else prompted.by_pair(both),
-    )
+    halves = prompted.by(text), prompted.by(negative)
+    together = None if both is None else prompted.by_pair(both)
+    if together is not None and sampler.guidance == "auto":
+        together = while_memory_allows(together, halves)
+    velocity = guided(*halves, sampler.guidance_scale, sampler.guidance_interval, together)
     precision = (
         torch.autocast(device.type, torch.bfloat16)
         if sampler.autocast

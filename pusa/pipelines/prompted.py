@@ -1,5 +1,7 @@
 """Networks under texts that stay the same for a whole sampling."""
 
+import logging
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -10,6 +12,30 @@ from pusa.models.base import PreparedText, VideoBackbone
 from pusa.models.experts import Experts
 from pusa.pipelines.step_cache import Branch, Caching, cached
 from pusa.types import Text
+
+log = logging.getLogger(__name__)
+
+
+def while_memory_allows(pair: Velocity, halves: Sequence[Velocity]) -> Velocity:
+    """What `pair` gives (2B, C, F, h, w), until it runs out of the device's memory; from then on,
+    the same of its halves (B, C, F, h, w), one after the other."""
+    fits = True
+
+    def velocity(x: Tensor, sigma: Tensor, step_sigma: Tensor) -> Tensor:
+        nonlocal fits
+        if fits:
+            try:
+                return pair(x, sigma, step_sigma)
+            except torch.OutOfMemoryError:
+                fits = False
+                log.info(
+                    "guidance: both passes at once do not fit into %s's memory; from here on one "
+                    "after the other (sampler.guidance=sequential tries no other way).", x.device,
+                )  # fmt: skip
+        # Outside of the except, which holds on to all that the broken-off pass had.
+        return torch.cat([half(x, sigma, step_sigma) for half in halves])
+
+    return velocity
 
 
 class Prompted:

@@ -23,12 +23,14 @@ class Memory:
     """How much may be on the device at once; configs/memory/*.yaml.
 
     offload: every part is in main memory but while it works, of two experts the other one, too.
+    stream: of the network at work no more than two blocks are on the device at once; see Experts.
     drop_text_encoder: it is not even kept there once the prompts are encoded. tiling: of the VAE,
     in latents; frames are decoded and written group by group in any case, so that memory does not
     grow with the length of a video.
     """
 
     offload: bool = False
+    stream: bool = False
     drop_text_encoder: bool = False
     tiling: Tiling | None = None
 
@@ -89,6 +91,7 @@ class Studio:
         if self._experts is None:
             self._experts = self.model.build_experts(self.loras)
             self._experts.one_at_a_time |= self.memory.offload
+            self._experts.streamed |= self.memory.stream
             self._experts.to(self.device)
         latents = sample_latents(
             self._experts, self.model.flow, sampler, conditioning, requests, negative, progress

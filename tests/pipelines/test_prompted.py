@@ -11,7 +11,7 @@ from pusa.diffusion.flow import FlowMatching
 from pusa.models.experts import Experts
 from pusa.models.variants import VARIANTS
 from pusa.pipelines.generate import Request, Sampler, sample_latents
-from pusa.pipelines.prompted import Prompted
+from pusa.pipelines.prompted import Prompted, while_memory_allows
 from pusa.pipelines.tiny import random_backbone
 from pusa.types import Text
 
@@ -41,7 +41,7 @@ def key_projections(network: nn.Module) -> tuple[Counter, int]:
 @pytest.mark.parametrize("method", ["euler", "heun"])
 @pytest.mark.parametrize(
     ("guidance_scale", "guidance", "texts"),
-    [(1.0, "sequential", 1), (3.0, "sequential", 2), (3.0, "batched", 1)],
+    [(1.0, "auto", 1), (3.0, "auto", 2), (3.0, "sequential", 2), (3.0, "batched", 1)],
 )
 def test_keys_are_projected_once_per_network_and_text(
     guidance_scale, guidance, texts, method, one_at_a_time
@@ -102,3 +102,29 @@ def test_what_a_network_prepared_goes_when_the_next_takes_over():
             owners.append([p.network() for p in prompted._prepared.values()])
     high, low = networks
     assert owners == [[high], [high] * 2, [high] * 2, [high] * 2, [low], [low] * 2]
+
+
+def test_guidance_that_runs_out_of_memory_goes_on_one_by_one(caplog):
+    """Once is enough: the pass that broke off is not tried again."""
+    calls = []
+
+    def pass_of(name: str, rows: int, limit: int):
+        def velocity(x, sigma, step):
+            calls.append(name)
+            if rows * x.shape[-1] > limit:
+                raise torch.OutOfMemoryError
+            return torch.full((rows, 1), float(rows))
+
+        return velocity
+
+    halves = [pass_of(name, 1, 8) for name in ("text", "negative")]
+    velocity = while_memory_allows(pass_of("both", 2, 8), halves)
+    small, large = torch.zeros(1, 4), torch.zeros(1, 5)
+    sigma = torch.zeros(1, 1)
+    with caplog.at_level("INFO"):
+        results = [velocity(x, sigma, sigma) for x in (small, large, small)]
+    assert [len(one) for one in results] == [2, 2, 2]
+    assert calls == ["both", "both", "text", "negative", "text", "negative"]
+    assert caplog.text.count("do not fit into cpu's memory") == 1
+    with pytest.raises(torch.OutOfMemoryError):
+        velocity(torch.zeros(1, 9), sigma, sigma)
