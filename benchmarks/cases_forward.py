@@ -30,7 +30,7 @@ from benchmarks.networks import (
     training_pair,
 )
 from pusa.types import LatentBatch
-from pusa.weights.lazy import Tensors
+from pusa.weights.lazy import InMemory
 from pusa.weights.lora import LoRA, adapter_of
 from pusa.weights.merge import Merged
 
@@ -49,25 +49,6 @@ class Setting:
         """The beginning of a row: which case it is."""
         return {"case": case, "detail": detail, "mode": mode, "width": self.width.name,
                 "dtype": self.dtype, "frames": frames}  # fmt: skip
-
-
-class InMemory(Tensors):
-    """A state dict as what `pusa merge` reads."""
-
-    def __init__(self, tensors: dict[str, Tensor]):
-        self._tensors = tensors
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self._tensors[key]
-
-    def __iter__(self):
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-    def spec(self, key: str) -> Tensor:
-        return self._tensors[key].to("meta")
 
 
 def sigma_of(detail: str, frames: int, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@ weights with its optimizer."""
 
 from collections.abc import Iterator
 from functools import partial
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from benchmarks.harness import (
     compiled_call,
     measure,
     num_flops,
+    peak_bytes,
     stopwatch,
     take_turns,
     tensors_of,
@@ -34,6 +36,8 @@ from pusa.types import LatentBatch
 from pusa.weights.lora import LoRA
 
 POLICIES = ("none", "blocks")
+# Of ours, what is kept of a block, the most first; diffusers has `POLICIES`.
+FRONTIER = ("none", "selective", "every_2", "blocks", "selective_half", "blocks_half")
 
 
 def step(module: VTAModule, batch: LatentBatch) -> Tensor:
@@ -100,6 +104,30 @@ def lora_step(setting: Setting) -> Iterator[Row]:
             measured = measure(sides, setting.device, setting.rounds)
             row = setting.row("lora", policy, "eager", frames)
             yield row | {"differences": differences} | measured
+
+
+def frontier(setting: Setting) -> Iterator[Row]:
+    """Time against memory of a LoRA step, policy by policy, all of them in turns; eager."""
+    modules = training_pair(setting.width, setting.dtype, setting.device, LoRA(RANK, RANK))
+    for frames in setting.frames:
+        batch = make_batch(setting.width, frames, setting.device)
+        runs, num_bytes = {}, {}
+        for who, policies in (("ours", FRONTIER), ("diffusers", POLICIES)):
+            for policy in policies:
+                run = partial(step_under, modules[who], policy, batch)
+                there = side_of(modules[who], batch).there
+                num_bytes[who, policy] = peak_bytes(Side(run, there), setting.device)
+                runs[f"{who} {policy}"] = run
+        taken = take_turns(runs, stopwatch(setting.device), setting.rounds)
+        for (who, policy), most in num_bytes.items():
+            yield setting.row("frontier", policy, who, frames) | {
+                "most_bytes": most, "job_seconds": median(taken[f"{who} {policy}"]),
+            }  # fmt: skip
+
+
+def step_under(module: VTAModule, policy: str, batch: LatentBatch) -> None:
+    recompute_blocks(module.backbone, policy)
+    fresh_step(module, batch)
 
 
 def lora_step_compiled(setting: Setting) -> Iterator[Row]:

@@ -7,20 +7,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.goals import (
-    GIB,
     Peaks,
-    file_excess,
-    file_time,
     judge,
     median,
     memory_ratio,
     share,
     times_faster,
     times_faster_at_best,
+    times_faster_at_most,
     verdicts,
 )
 from benchmarks.networks import CAPTION_LEN, RANK, TEXT_LEN, WIDTHS
-from benchmarks.plots import PLOTS, write_plots
+from benchmarks.plots import PLOTS, write_frontier, write_plots
+from benchmarks.tables import (
+    cache_table,
+    exact_table,
+    files_table,
+    frontier_table,
+    profile_table,
+    table,
+    trace_table,
+    vae_table,
+)
 from pusa.atomic import write_text
 
 Row = dict[str, Any]
@@ -48,17 +56,25 @@ def write_page(path: Path, images: Path, results: dict[str, Any]) -> None:
             if row["case"] == case and row["mode"] == mode and detail in (None, row["detail"])
         ]
         if chosen:
-            table = compiled_table if mode == "compiled" else eager_table
-            parts.append(f"## {title}\n\n{table(chosen, peaks)}")
+            make = compiled_table if mode == "compiled" else eager_table
+            parts.append(f"## {title}\n\n{make(chosen, peaks)}")
     others: tuple[tuple[str, str, Callable[[list[Row]], str]], ...] = (
+        ("Where the time goes", "profile", profile_table),
+        ("Checkpointing: time against memory", "frontier", frontier_table),
         ("14B on fake tensors", "trace", trace_table),
+        ("Exactness of attention", "exact", exact_table),
         ("VAE", "vae", vae_table),
         ("Latent cache", "cache", cache_table),
         ("Loading and merging a checkpoint", "files", files_table),
     )
-    for title, case, make in others:
+    for title, case, make_other in others:
         if chosen := [row for row in rows if row["case"] == case]:
-            parts.append(f"## {title}\n\n{make(chosen)}")
+            parts.append(f"## {title}\n\n{make_other(chosen)}")
+            if case == "frontier":
+                parts.append("\n\n".join(
+                    f"![Time against memory]({place.relative_to(path.parent).as_posix()})"
+                    for place in write_frontier(images, chosen)
+                ))  # fmt: skip
     plots = []
     for dtype in peaks:
         folder = images if dtype == "float32" else images / dtype
@@ -95,6 +111,7 @@ one by one; ours lets a few keys stand for the padding), LoRA of rank {RANK}.
   {facts["torch"]}, diffusers {facts["diffusers"]}. {bfloat16_words(results)}
 - Time: {clock_words(facts)}, median (best) of rounds in turn.
   Times faster: diffusers' median / ours, in brackets the same of the bests; above 1 is better.
+  At most: what it would be if ours were nothing but its FLOPs at the machine's best.
 - Memory: the most that is held at once beyond weights and inputs (gradients count); ours /
   diffusers', below 1 is better. A compiled graph's is not seen on a CPU.
 - Matrix products of the same run, in the same dtype and threads: {peaks or "not measured"}. Shares
@@ -139,10 +156,11 @@ def goals_table(rows: Sequence[Row], peaks: Peaks) -> str:
 
 def eager_table(rows: Sequence[Row], peaks: Peaks) -> str:
     head = ["size", "dtype", "frames", "ours, s (best)", "diffusers, s (best)",
-            "times faster (best)", "ours, MB", "diffusers, MB", "memory", "share, ours",
-            "diffusers", "goals"]  # fmt: skip
-    return _table(head, [
-        [*_place(row), *_times(row), *(f"{row['bytes'][who] / 1e6:.1f}" for who in row["bytes"]),
+            "times faster (best)", "at most", "ours, MB", "diffusers, MB", "memory",
+            "share, ours", "diffusers", "goals"]  # fmt: skip
+    return table(head, [
+        [*_place(row), *_times(row), f"{times_faster_at_most(row, peaks):.2f}",
+         *(f"{row['bytes'][who] / 1e6:.1f}" for who in row["bytes"]),
          f"**{memory_ratio(row):.2f}**", *_shares(row, peaks), verdicts(row, peaks)]
         for row in rows
     ])  # fmt: skip
@@ -159,63 +177,9 @@ def compiled_table(rows: Sequence[Row], peaks: Peaks) -> str:
         kind = "" if row["first_length"] else " again"
         lines.append([*_place(row), *_times(row), *(text + kind for text in cold),
                       *_shares(row, peaks), verdicts(row, peaks)])  # fmt: skip
-    return _table(head, lines) + (
+    return table(head, lines) + (
         "\n\nFirst call: seconds on the clock with an empty compile cache, and the graphs that it "
         "compiled; `again`: of another length, after the one before."
-    )
-
-
-def trace_table(rows: list[Row]) -> str:
-    one = rows[0]
-    head = ["blocks", "ours, GiB", "diffusers, GiB", "memory", "goals"]
-    names = {
-        "none": "kept", "blocks": "recomputed", "blocks_half": "recomputed, inputs in bfloat16",
-    }  # fmt: skip
-    lines = [
-        [names[row["detail"]], *(f"{row['bytes'][who] / GIB:.1f}" for who in row["bytes"]),
-         f"**{memory_ratio(row):.2f}**", verdicts(row, {})]
-        for row in rows
-    ]  # fmt: skip
-    return (
-        f"A LoRA step of {one['layers']} blocks, rank {one['rank']}, latents "
-        f"{' x '.join(map(str, one['shape']))}, bfloat16 weights under autocast: the most bytes of "
-        "activations at once, by the same ledger for both.\n\n" + _table(head, lines)
-    )
-
-
-def vae_table(rows: list[Row]) -> str:
-    head = ["job", "tiles", "pixel frames", "s", "peak, MB"]
-    return _table(head, [
-        [row["detail"], "yes" if row["mode"] == "tiles" else "no", str(row["frames"]),
-         f"{row['job_seconds']:.1f}", f"{row['mb']:.0f}"]
-        for row in sorted(rows, key=lambda r: (r["mode"], r["detail"].split(": ")[1], r["frames"]))
-    ])  # fmt: skip
-
-
-def cache_table(rows: list[Row]) -> str:
-    head = ["reader", "samples a second", "times the plain reader", "first batch, s"]
-    return _table(head, [
-        [row["detail"], f"{row['samples_per_s']:.0f}", f"**{row['ratio']:.2f}**",
-         f"{row['first_batch_s']:.3f}"]
-        for row in rows
-    ])  # fmt: skip
-
-
-def files_table(rows: list[Row]) -> str:
-    one = rows[0]
-    head = ["job", "s", "of reading once", "peak, GB", "imports", "result",
-            "GiB beyond two shards", "goals"]  # fmt: skip
-    lines = [
-        [row["detail"], f"{row['job_seconds']:.2f}", f"{file_time(row):.2f}",
-         f"{row['peak_gb']:.2f}", f"{row['imports_gb']:.2f}", f"{row['result_gb']:.2f}",
-         f"{file_excess(row):.2f}", verdicts(row, {})]
-        for row in rows
-    ]  # fmt: skip
-    return (
-        f"{one['checkpoint_gb']:.1f} GB of float32 in shards of at most {one['shard_gb']:.2f} GB. "
-        f"Reading every byte once takes {one['read_seconds']:.1f} s. Peak resident memory, mapped "
-        "pages counted; beyond two shards: less imports and the model that is the result.\n\n"
-        + _table(head, lines)
     )
 
 
@@ -230,8 +194,3 @@ def _times(row: Row) -> list[str]:
 
 def _shares(row: Row, peaks: Peaks) -> list[str]:
     return [f"{share(row, peaks, who):.0%}" for who in row["seconds"]]
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    every = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in every)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import cases_files, cases_sampling, cases_trace, cases_train
+from benchmarks import cases_exact, cases_files, cases_sampling, cases_trace, cases_train
 from benchmarks.cases_forward import Setting, forward, forward_compiled
 from benchmarks.goals import times_faster
 from benchmarks.harness import (
@@ -59,8 +59,11 @@ NETWORK_CASES = {
                           {"case": "lora", "mode": "compiled"}, True),
     "full": Case(cases_train.full_step_of_all_weights, {"case": "full"}),
     "sampling": Case(cases_sampling.sampling, {"case": "sampling"}),
+    "frontier": Case(cases_train.frontier, {"case": "frontier"}),
+    "profile": Case(cases_exact.profile, {"case": "profile"}),
 }  # fmt: skip
 OTHER_CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "exact": lambda options: cases_exact.exact(torch.device(options.device)),
     "trace": lambda options: cases_trace.trace(options.quick),
     "vae": lambda options: cases_files.vae([9] if options.quick else [9, 33, 65]),
     "cache": lambda options: cases_files.cache(400 if options.quick else 10_000),
@@ -135,8 +138,9 @@ def run_networks(options: argparse.Namespace, store: Store, name: str) -> Iterat
         try:
             for row in case.run(setting):
                 store.add(row)
+                told = f": x {times_faster(row):.2f}" if "flop" in row else ""
                 print(f"{name} {row['detail']} {setting.width.name} {setting.dtype} "
-                      f"{row['frames']} frames: x {times_faster(row):.2f}", flush=True)  # fmt: skip
+                      f"{row['frames']} frames{told}", flush=True)  # fmt: skip
         except UnequalError as error:
             store.drop(**case.rows, **size)  # an earlier run's, of code that was another
             yield f"{name} {setting.width.name} {setting.dtype}: {error}"

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import cases_forward, suite
 from benchmarks.cases_forward import Setting, compare
-from benchmarks.goals import GOALS, judge
+from benchmarks.goals import GOALS, judge, times_faster_at_most
 from benchmarks.harness import UnequalError, check_equal, num_flops, take_turns
 from benchmarks.memory import LiveMemory
 from benchmarks.networks import WIDTHS, pair
@@ -166,3 +166,30 @@ def test_a_quick_run_reaches_its_page_and_plots(tmp_path):
     assert (tmp_path / "images" / "bench_lora_kept.png").exists()
     assert suite.main(["--page", "--out", str(tmp_path)]) == 0
     assert page.read_bytes() == first
+
+
+def test_at_most_is_what_the_flops_alone_would_take():
+    one = row("forward", "per frame", "eager", 1.0, 1.6)
+    assert times_faster_at_most(one, {"float32": 100.0}) == pytest.approx(1.6 / 0.4)
+
+
+def test_cases_without_a_peer_have_their_tables(tmp_path):
+    """Errors of an order that the dtype's digits explain; more memory for fewer recomputations."""
+    arguments = ["--quick", "--cases", "exact", "profile", "frontier", "--frames", "3"]
+    assert suite.main([*arguments, "--rounds", "1", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "suite.json").read_text())["rows"]
+    errors = {(r["dtype"], r["detail"]): r["rms"] for r in rows if r["case"] == "exact"}
+    assert len(errors) == 6
+    digits = {"float32": 24, "float16": 11, "bfloat16": 8}
+    for (dtype, _), error in errors.items():
+        assert 0.1 * 2.0 ** -digits[dtype] < error < 20 * 2.0 ** -digits[dtype]
+    most = {r["detail"]: r["most_bytes"] for r in rows
+            if r["case"] == "frontier" and r["mode"] == "ours"}  # fmt: skip
+    assert most["none"] > most["blocks"] > most["blocks_half"]
+    (profile,) = [r for r in rows if r["case"] == "profile"]
+    assert all(parts["attention"] > 0 < parts["matrix products"]
+               for parts in profile["parts"].values())  # fmt: skip
+    page = (tmp_path / "performance.md").read_text()
+    for title in ("Exactness of attention", "Where the time goes", "Checkpointing: time"):
+        assert f"## {title}" in page
+    assert (tmp_path / "images" / "bench_frontier_tiny_float32_3.png").stat().st_size > 1000
