@@ -2,15 +2,18 @@
 goes, ours and diffusers'."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from benchmarks.cases_forward import Setting, evaluate, sigma_of
+from benchmarks.cases_train import fresh_step
 from benchmarks.harness import Row
-from benchmarks.networks import CAPTION_LEN, TEXT_LEN, make_batch, pair
+from benchmarks.networks import CAPTION_LEN, RANK, TEXT_LEN, make_batch, pair, training_pair
 from pusa.models.attention import ATTENTION, attention, choose, many_in_few, masked_attention
+from pusa.weights.lora import LoRA
 
 QUERIES, HEADS, HEAD_DIM, SEED = 2048, 2, 128, 0
 FEW = 8  # keys that stand for a caption's padding
@@ -74,17 +77,20 @@ def _exactly(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def profile(setting: Setting) -> Iterator[Row]:
-    """Shares of the time of an eager forward pass with a timestep per frame, by the kind of work,
-    and its time, both as the profiler has it, which is slower than without."""
+    """Seconds by the kind of work of a forward pass and of a LoRA step, blocks kept, eager, with a
+    timestep per frame, as the profiler has them, which is slower than without."""
     networks = pair(setting.width, setting.dtype, setting.device)
+    modules = training_pair(setting.width, setting.dtype, setting.device, LoRA(RANK, RANK))
     for frames in setting.frames:
         batch = make_batch(setting.width, frames, setting.device)
         sigma = sigma_of("per frame", frames, setting.device)
-        shares = {
-            who: _shares(lambda n=network: evaluate(n, batch, sigma), setting.device)  # noqa: B023
-            for who, network in networks.items()
+        runs: dict[str, dict[str, Callable[[], object]]] = {
+            "forward": {who: partial(evaluate, n, batch, sigma) for who, n in networks.items()},
+            "LoRA step": {who: partial(fresh_step, m, batch) for who, m in modules.items()},
         }
-        yield setting.row("profile", "per frame", "eager", frames) | {"parts": shares}
+        for detail, both in runs.items():
+            shares = {who: _shares(run, setting.device) for who, run in both.items()}
+            yield setting.row("profile", detail, "eager", frames) | {"parts": shares}
 
 
 def _shares(run: Callable[[], object], device: torch.device) -> dict[str, float]:

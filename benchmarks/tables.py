@@ -27,13 +27,14 @@ def exact_table(rows: list[Row]) -> str:
 
 def profile_table(rows: list[Row]) -> str:
     kinds = list(rows[0]["parts"]["ours"])
-    head = ["size", "dtype", "frames", "", *kinds, "s in all"]
+    head = ["", "size", "dtype", "frames", "", *kinds, "s in all"]
     return (
-        "Where the time of a forward pass with a timestep per frame goes, as torch's profiler has "
-        "it. Attention and matrix products are the same work on both sides, but for a caption's "
-        "padding; what is left beside them is all that a better design can save.\n\n"
+        "Where the time of a forward pass and of a LoRA step whose blocks are kept goes, with a "
+        "timestep per frame, as torch's profiler has it. Attention and matrix products are the "
+        "same work on both sides, but for a caption's padding; what is left beside them is all "
+        "that a better design can save.\n\n"
     ) + table(head, [
-        [row["width"], row["dtype"], str(row["frames"]), who,
+        [row["detail"], row["width"], row["dtype"], str(row["frames"]), who,
          *(f"{parts[kind] / sum(parts.values()):.0%}" for kind in kinds),
          f"{sum(parts.values()):.2f}"]
         for row in rows for who, parts in row["parts"].items()
