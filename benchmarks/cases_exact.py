@@ -1,5 +1,5 @@
-"""How exact an attention kernel is, against the same in float64; and where a forward pass's time
-goes, ours and diffusers'."""
+"""How exact an attention kernel is against float64, and a gradient against float32; and where the
+time goes, ours and diffusers'."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,10 +9,19 @@ from torch import Tensor
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from benchmarks.cases_forward import Setting, evaluate, sigma_of
-from benchmarks.cases_train import fresh_step
+from benchmarks.cases_train import fresh_step, step
 from benchmarks.harness import Row
-from benchmarks.networks import CAPTION_LEN, RANK, TEXT_LEN, make_batch, pair, training_pair
+from benchmarks.networks import (
+    CAPTION_LEN,
+    RANK,
+    TEXT_LEN,
+    make_batch,
+    pair,
+    recompute_blocks,
+    training_pair,
+)
 from pusa.models.attention import ATTENTION, attention, choose, many_in_few, masked_attention
+from pusa.types import LatentBatch
 from pusa.weights.lora import LoRA
 
 QUERIES, HEADS, HEAD_DIM, SEED = 2048, 2, 128, 0
@@ -112,3 +121,26 @@ def _kind(operation: str) -> str:
 def _own_time(event: FunctionEventAvg, device: torch.device) -> float:
     """Microseconds."""
     return event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+
+
+def rounded(setting: Setting) -> Iterator[Row]:
+    """A LoRA's gradients under bfloat16 autocast against those in float32, by what waits for the
+    backward pass; error in parts of their norm."""
+    for frames in setting.frames:
+        batch = make_batch(setting.width, frames, setting.device)
+        true = _gradients(setting, "float32", "none", batch)
+        for policy in ("none", "blocks", "blocks_half"):
+            found = _gradients(setting, "bfloat16", policy, batch)
+            yield setting.row("rounded", policy, "eager", frames) | {
+                "dtype": "bfloat16", "error": float((found - true).norm() / true.norm()),
+                "cosine": float(torch.cosine_similarity(found, true, 0)),
+            }  # fmt: skip
+
+
+def _gradients(setting: Setting, dtype: str, policy: str, batch: LatentBatch) -> Tensor:
+    modules = training_pair(setting.width, dtype, setting.device, LoRA(RANK, RANK))
+    ours = modules["ours"]
+    recompute_blocks(ours.backbone, policy)
+    step(ours, batch)
+    gradients = [p.grad for p in ours.backbone.parameters() if p.grad is not None]
+    return torch.cat([gradient.double().flatten() for gradient in gradients])

@@ -61,6 +61,7 @@ NETWORK_CASES = {
     "sampling": Case(cases_sampling.sampling, {"case": "sampling"}),
     "frontier": Case(cases_train.frontier, {"case": "frontier"}),
     "profile": Case(cases_exact.profile, {"case": "profile"}),
+    "rounded": Case(cases_exact.rounded, {"case": "rounded"}),
 }  # fmt: skip
 OTHER_CASES: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "exact": lambda options: cases_exact.exact(torch.device(options.device)),

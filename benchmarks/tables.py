@@ -25,6 +25,19 @@ def exact_table(rows: list[Row]) -> str:
     ])  # fmt: skip
 
 
+def rounded_table(rows: list[Row]) -> str:
+    head = ["size", "frames", "checkpointing", "error", "cosine"]
+    return (
+        "A LoRA's gradients under bfloat16 autocast against those in float32, of the same weights "
+        "and inputs; error in parts of their norm. With `blocks_half` the inputs of blocks wait as "
+        "bfloat16.\n\n"
+    ) + table(head, [
+        [row["width"], str(row["frames"]), row["detail"], f"{row['error']:.3%}",
+         f"{row['cosine']:.6f}"]
+        for row in rows
+    ])  # fmt: skip
+
+
 def profile_table(rows: list[Row]) -> str:
     kinds = list(rows[0]["parts"]["ours"])
     head = ["", "size", "dtype", "frames", "", *kinds, "s in all"]

@@ -175,7 +175,8 @@ def test_at_most_is_what_the_flops_alone_would_take():
 
 def test_cases_without_a_peer_have_their_tables(tmp_path):
     """Errors of an order that the dtype's digits explain; more memory for fewer recomputations."""
-    arguments = ["--quick", "--cases", "exact", "profile", "frontier", "--frames", "3"]
+    cases = ["exact", "profile", "frontier", "rounded"]
+    arguments = ["--quick", "--frames", "3", "--cases", *cases]
     assert suite.main([*arguments, "--rounds", "1", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "suite.json").read_text())["rows"]
     errors = {(r["dtype"], r["detail"]): r["rms"] for r in rows if r["case"] == "exact"}
@@ -190,6 +191,9 @@ def test_cases_without_a_peer_have_their_tables(tmp_path):
     assert [r["detail"] for r in profiles] == ["forward", "LoRA step"]
     assert all(parts["attention"] > 0 < parts["matrix products"]
                for profile in profiles for parts in profile["parts"].values())  # fmt: skip
+    errors = {r["detail"]: r["error"] for r in rows if r["case"] == "rounded"}
+    assert 1e-3 < errors["none"] < 0.05
+    assert errors["none"] == errors["blocks"] != errors["blocks_half"] < 1.2 * errors["none"]
     page = (tmp_path / "performance.md").read_text()
     for title in ("Exactness of attention", "Where the time goes", "Checkpointing: time"):
         assert f"## {title}" in page
