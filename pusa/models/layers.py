@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pusa.models.gelu import gelu_, product_with_gelu, through_gelu_
+from pusa.models.precision import working_dtype
 from pusa.types import Text
 
 
@@ -33,12 +34,6 @@ def check_text(text: Text, batch: int | None, text_dim: int, text_len: int) -> N
         raise ValueError(f"text {tuple(shape)} is not ({batch or 'B'}, L, {text_dim}).")
     if shape[1] > text_len:
         raise ValueError(f"text has {shape[1]} tokens, this model takes {text_len}.")
-
-
-def working_dtype(weight: Tensor) -> torch.dtype:
-    """In which products with a weight are taken: autocast's if that is on, else the weight's."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
 
 def sinusoid(timestep: Tensor, dim: int) -> Tensor:

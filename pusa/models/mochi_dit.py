@@ -27,8 +27,8 @@ from pusa.models.layers import (
     rms_norm,
     rotate,
     sinusoid,
-    working_dtype,
 )
+from pusa.models.precision import working_dtype
 from pusa.types import Text
 
 PATCH = 2

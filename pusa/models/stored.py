@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from pusa.models.layers import working_dtype
+from pusa.models.precision import working_dtype
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = {"int8": 127.0, "float8": 448.0}  # storage -> what the largest of a row becomes

@@ -18,7 +18,8 @@ from torch.nn import functional
 from pusa.models.attention import check_attention, many_in_few
 from pusa.models.base import BlockGuard, BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
-from pusa.models.layers import check_latents, check_text, rope_table, sinusoid, working_dtype
+from pusa.models.layers import check_latents, check_text, rope_table, sinusoid
+from pusa.models.precision import working_dtype
 from pusa.models.wan_blocks import IMAGE_DIM, PATCH, Attended, Block, Head, ImageEmbedding
 from pusa.types import Text
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from pusa.models.gelu import gelu_, product_with_gelu, through_gelu_
+from pusa.models.precision import autocast_dtype, working_dtype
 from pusa.models.stored import dense
 
 
@@ -40,14 +41,14 @@ class Layer:
         if x.ndim < 2 or self.weight.requires_grad or any(hasattr(w, "ds_id") for w in weights):
             return False
         own = weights if self.row_scale is None else weights[1:]
-        return _lowered(x) is not None or all(x.dtype == w.dtype for w in own)
+        return autocast_dtype(x) is not None or all(x.dtype == w.dtype for w in own)
 
 
 def lora_linear(x: Tensor, *layers: Layer, gelu: bool = False) -> tuple[Tensor, ...]:
     """x @ weight^T + bias + scale * x @ a^T @ b^T of each layer, in autocast's dtype if there is
     one, else x's. x: (..., in). gelu: of gelu(x) instead, of which x alone is kept; without
     gradients it is overwritten."""
-    dtype = _lowered(x) or x.dtype
+    dtype = working_dtype(x)
     if torch.compiler.is_compiling():  # it sees what can be one pass, and what need not be kept
         x = functional.gelu(x, approximate="tanh") if gelu else x
         return tuple(
@@ -68,12 +69,6 @@ def _parts(layer: Layer, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
     weight = layer.weight if layer.row_scale is not None else layer.weight.to(dtype)
     bias = None if layer.bias is None else layer.bias.to(dtype)
     return weight, layer.row_scale, bias, layer.a.to(dtype), layer.b.to(dtype)
-
-
-def _lowered(x: Tensor) -> torch.dtype | None:
-    """The dtype of the autocast that is on, if any."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
 def _stacked(parts: tuple[Tensor, ...], dim: int) -> Tensor:
