@@ -10,6 +10,7 @@ from pusa.weights.adapters import Adapter, check_usable
 from pusa.weights.convert import Output, write
 from pusa.weights.files import expert_of, read_checkpoint
 from pusa.weights.lazy import Changed, Tensors
+from pusa.weights.updates import rounded, updates_of
 from pusa.weights.writing import Progress
 
 
@@ -42,22 +43,10 @@ class Merged(Changed):
         self.loras, self.dtype = loras, dtype
 
     def spec(self, key: str) -> Tensor:
-        return self._rounded(self.base.spec(key))
-
-    def _rounded(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return tensor.to(self.dtype or dtype or tensor.dtype)
+        spec = self.base.spec(key)
+        return spec.to(self.dtype or spec.dtype)
 
     def __getitem__(self, key: str) -> Tensor:
-        tensor = self.base[key]
-        module, _, part = key.rpartition(".")
-        total = None
-        for adapter, strength in self.loras:
-            target = adapter.targets.get(module)
-            if target is None:
-                continue
-            delta = target.delta() if part == "weight" else target.diffs.get(part)
-            if delta is None:
-                continue
-            total = tensor.float() if total is None else total
-            total = total + strength * delta.float().reshape(total.shape)
-        return self._rounded(tensor if total is None else total, tensor.dtype)
+        tensor, dtype = self.base[key], self.spec(key).dtype
+        updates = updates_of(self.loras, key)
+        return rounded(tensor, updates, dtype) if updates else tensor.to(dtype)
