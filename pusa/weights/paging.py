@@ -27,7 +27,9 @@ _LIBC = _libc()
 def bring_in(tensor: Tensor) -> Tensor:
     """Map a tensor's pages, read from their file where need be, in one go instead of one fault
     after the other. The same tensor; one in plain memory stays as it is."""
-    _advise(tensor, _WILLNEED, mmap.PAGESIZE)  # large requests to the disk, which faults of their own are not
+    _advise(
+        tensor, _WILLNEED, mmap.PAGESIZE
+    )  # large requests to the disk, which faults of their own are not
     _advise(tensor, _POPULATE_READ, mmap.PAGESIZE)
     return tensor
 
