@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pusa.weights.adapters import Adapter, check_usable
 from pusa.weights.convert import Output, write
@@ -30,6 +30,19 @@ def merge(
         check_usable(adapter, specs, expert or expert_of(path))
     merged = base._replace(tensors=Merged(base.tensors, loras, output.dtype))
     return write(merged, output, progress)
+
+
+def merge_into(
+    model: nn.Module, loras: Sequence[tuple[Adapter, float]], expert: str | None = None
+) -> None:
+    """Add LoRAs to a model in memory for good, each of its weights rounded once. WeightsError, and
+    the model stays as it was, if one does not fit."""
+    parameters = dict(model.named_parameters())
+    for adapter, _ in loras:
+        check_usable(adapter, parameters, expert)
+    for key, parameter in parameters.items():
+        if updates := updates_of(loras, key):
+            parameter.data = rounded(parameter.detach(), updates, parameter.dtype)
 
 
 class Merged(Changed):
