@@ -5,7 +5,8 @@
 Makes a synthetic Wan checkpoint of 14B shape with fewer blocks (float32, random values), then runs
 every job in a process of its own and reads its peak resident memory (which counts mapped file
 pages, too) and its time; with the files in the page cache (warm), and not (cold), --rounds times in
-turn. Needs about twice --gb of disk, and 2.2 times of memory for the plain job (--jobs chooses others).
+turn. Needs about twice --gb of disk, and 2.2 times of memory for the plain job (--jobs chooses
+others).
 """
 
 import argparse
@@ -230,7 +231,7 @@ def measured(folder: Path, num_layers: int, jobs: Sequence[str], rounds: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gb", type=float, default=8.0)
     parser.add_argument("--shard-gb", type=float, default=1.0)
     parser.add_argument("--rounds", type=int, default=3)

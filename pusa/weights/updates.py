@@ -36,7 +36,7 @@ def updates_of(loras: Iterable[tuple[Adapter, float]], key: str) -> list[Update]
     found = []
     for adapter, strength in loras:
         target = adapter.targets.get(module)
-        if target is None or not changes(target):
+        if target is None or strength == 0 or not changes(target):
             continue
         factors = part == "weight" and target.A is not None and target.B is not None
         diff = target.diffs.get(part)
