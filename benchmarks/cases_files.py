@@ -12,6 +12,16 @@ from benchmarks import decoding
 from benchmarks.harness import Row
 
 FOLDER = Path(__file__).parent
+FILE_JOBS = {  # job -> the least that could do it, and its result in memory, of the checkpoint
+    "read": ("read", 0.0),
+    "fill memory": ("read", 0.5),
+    "load as bfloat16": ("read", 0.5),
+    "load as bfloat16 + merge a LoRA": ("read", 0.5),
+    "load mapped": ("read", 0.0),
+    "read and write": ("read and write", 0.0),
+    "convert to diffusers": ("read and write", 0.0),
+    "merge a LoRA": ("read and write", 0.0),
+}
 
 
 def vae(lengths: list[int]) -> Iterator[Row]:
@@ -45,12 +55,16 @@ def cache(samples: int) -> Iterator[Row]:
 
 def files(gigabytes: float) -> Iterator[Row]:
     """Loading and merging a checkpoint, beside reading its files once."""
-    found = run("checkpoint_memory", "--gb", str(gigabytes), "--skip-plain")
-    jobs, results = found["jobs"], {"load as bfloat16": found["checkpoint_gb"] / 2}
-    for job in ("load mapped", "load as bfloat16", "merge a LoRA"):
-        yield {
-            "case": "files", "detail": job, "checkpoint_gb": found["checkpoint_gb"],
-            "shard_gb": found["shard_gb"], "peak_gb": jobs[job]["peak_gb"],
-            "imports_gb": jobs[job]["imports_gb"], "result_gb": results.get(job, 0.0),
-            "job_seconds": jobs[job]["seconds"], "read_seconds": jobs["read"]["seconds"],
-        }  # fmt: skip
+    found = run("checkpoint_memory", "--gb", str(gigabytes), "--jobs", *FILE_JOBS)
+    for cache, jobs in found["jobs"].items():
+        for job, (peer, share) in FILE_JOBS.items():
+            if job == peer:
+                continue
+            yield {
+                "case": "files", "detail": job, "mode": cache, "peer": peer,
+                "checkpoint_gb": found["checkpoint_gb"], "shard_gb": found["shard_gb"],
+                "peak_gb": jobs[job]["peak_gb"], "imports_gb": jobs[job]["imports_gb"],
+                "result_gb": share * found["checkpoint_gb"],
+                "job_seconds": jobs[job]["seconds"], "read_seconds": jobs[peer]["seconds"],
+                "from_disk_gb": jobs[job]["from_disk_gb"],
+            }  # fmt: skip

@@ -10,6 +10,7 @@ Row = dict[str, Any]
 Peaks = dict[str, float]  # dtype -> best FLOP per second of a matrix product
 SMALL, WIDEST = "384x6", "1536x6"
 GIB = 2**30
+MERGED = "load as bfloat16 + merge a LoRA"  # the job on a checkpoint that has the goals
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def file_excess(row: Row, peaks: Peaks | None = None) -> float:
 
 
 def file_time(row: Row, peaks: Peaks | None = None) -> float:
-    """Of the seconds that reading every byte once takes."""
+    """Of the seconds that its peer takes: to read every byte once or, of files, to write it too."""
     return row["job_seconds"] / row["read_seconds"]
 
 
@@ -105,9 +106,11 @@ GOALS = (
          share, ">=", 0.40),
     Goal("LoRA step, widest model, 21 frames: share of the matrix product's best",
          _of("lora", mode="eager", width=WIDEST, frames=21), share, ">=", 0.25),
-    Goal("loading and merging: GiB of memory beyond two shards", _of("files"),
+    Goal("loading and merging: GiB of memory beyond two shards",
+         _of("files", detail=MERGED),
          file_excess, "<=", 1.0),
-    Goal("loading and merging: time, of reading the files once", _of("files"),
+    Goal("loading and merging: time, of reading the files once",
+         _of("files", detail=MERGED),
          file_time, "<=", 1.5),
 )  # fmt: skip
 

@@ -111,17 +111,17 @@ def cache_table(rows: list[Row]) -> str:
 
 def files_table(rows: list[Row]) -> str:
     one = rows[0]
-    head = ["job", "s", "of reading once", "peak, GB", "imports", "result",
+    head = ["job", "page cache", "s", "its peer", "of its peer", "peak, GB", "imports", "result",
             "GiB beyond two shards", "goals"]  # fmt: skip
     lines = [
-        [row["detail"], f"{row['job_seconds']:.2f}", f"{file_time(row):.2f}",
-         f"{row['peak_gb']:.2f}", f"{row['imports_gb']:.2f}", f"{row['result_gb']:.2f}",
-         f"{file_excess(row):.2f}", verdicts(row, {})]
+        [row["detail"], row["mode"], f"{row['job_seconds']:.2f}", row["peer"],
+         f"{file_time(row):.2f}", f"{row['peak_gb']:.2f}", f"{row['imports_gb']:.2f}",
+         f"{row['result_gb']:.2f}", f"{file_excess(row):.2f}", verdicts(row, {})]
         for row in rows
     ]  # fmt: skip
     return (
         f"{one['checkpoint_gb']:.1f} GB of float32 in shards of at most {one['shard_gb']:.2f} GB. "
-        f"Reading every byte once takes {one['read_seconds']:.1f} s. Peak resident memory, mapped "
+        "Warm: the files are in the page cache; cold: they are not. Peak resident memory, mapped "
         "pages counted; beyond two shards: less imports and the model that is the result.\n\n"
         + table(head, lines)
     )

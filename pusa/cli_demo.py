@@ -79,7 +79,12 @@ def _page(options: argparse.Namespace) -> "Page":
             chosen[group] = name
         else:
             overrides.append(text)
-    fixed = [f"--model={options.model}", *(f"--set={text}" for text in overrides)]
+    # Beside the weights: strengths are changed from video to video, and the base stays as it is.
+    fixed = [
+        f"--model={options.model}",
+        "--lora-path=low_rank",
+        *(f"--set={text}" for text in overrides),
+    ]
     read = reader(fixed)
     order = read(["--prompt=", *(f"--{group}={name}" for group, name in chosen.items())])
     loras = options.lora

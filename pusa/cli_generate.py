@@ -24,7 +24,7 @@ SIDECAR_TARGETS = (
 )  # fmt: skip
 FIELDS = (
     "prompt", "task", "media", "at", "encode_as", "seed", "num_frames", "height", "width", "fps",
-    "fit", "pace", "lora", "strength", "chain", "save", "crf", "output",
+    "fit", "pace", "lora", "strength", "lora_path", "chain", "save", "crf", "output",
 )  # fmt: skip
 HARMLESS = ("output", "save", "name", "paths")  # no part of what a video is made from
 MODEL = "wan_tiny"
@@ -119,6 +119,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--strength", help="a factor for all LoRAs: 1.4, or high=1.5,low=1.4 (default 1)"
     )
+    group.add_argument(
+        "--lora-path", choices=("auto", "merged", "low_rank"),
+        help="LoRAs merged into the weights as they are loaded, or beside them (low_rank); auto: "
+        "what takes less arithmetic (default)",
+    )  # fmt: skip
     group.add_argument("--sampler", help="a name in configs/sampler (default euler)")
     group.add_argument("--steps", type=int, help="sampling steps")
     group.add_argument("--guidance", type=float, help="guidance scale; 1 is none")
@@ -225,7 +230,7 @@ def compose(options: argparse.Namespace) -> DictConfig:
         "at": [*options.at, *_upstream_rows(options)] or None,
         "encode_as": options.encode_as, "fit": options.fit, "pace": options.pace,
         "chain.segments": options.chain, "chain.seam": options.seam,
-        "lora": options.lora,
+        "lora": options.lora, "lora_path": options.lora_path,
         "strength": None if options.strength is None else parse_strength(options.strength),
         "seed": options.seed, "model.negative_prompt": options.negative_prompt,
         "num_frames": options.num_frames, "height": options.height, "width": options.width,
@@ -289,7 +294,8 @@ def _upstream_rows(options: argparse.Namespace) -> list[str]:
 
 
 def _again(options: argparse.Namespace) -> None:
-    changing = ("at", "task", "lora", "strength", "overrides", "plan", "chain", "overlap", "seed",
+    changing = ("at", "task", "lora", "strength", "lora_path", "overrides", "plan",
+                "chain", "overlap", "seed",
                 "multipliers", "sampler", "steps", "guidance", "num_frames", "height", "width",
                 "fps", "crf", "fit", "pace", "seam", "encode_as", "memory", "negative_prompt",
                 "part", "overwrite",
@@ -324,7 +330,9 @@ def from_sidecar(path: str) -> tuple[DictConfig, dict[str, str]]:
                 there = sidecar["made_by"].get(name)
                 log.warning("made with %s %s, here %s: bytes may differ.", name, there, here)
         _refuse_foreign_targets(sidecar["recipe"], path)
-        recipe = {key: sidecar["recipe"][key] for key in (*FIELDS, "model", "sampler", "memory")
+        # What was chosen, not how; before there was a choice, there was the one path.
+        told = sidecar["recipe"] | {"lora_path": sidecar.get("lora_path", "low_rank")}
+        recipe = {key: told[key] for key in (*FIELDS, "model", "sampler", "memory")
                   if key not in HARMLESS}  # fmt: skip
         return OmegaConf.create({**recipe, "output": "???", "save": []}), sidecar["inputs"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
 """A model as its config names it -> ready networks, VAE and text encoder."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from pusa.types import LatentSpec
 from pusa.weights.adapters import check_usable
 from pusa.weights.files import EXPERT_FOLDERS, WeightsError, expert_of, load_weights
 from pusa.weights.lora import load_lora
+from pusa.weights.merge import merge_into
 from pusa.weights.ready import ready_copy
 
 log = logging.getLogger(__name__)
@@ -203,37 +204,44 @@ class Model:
         target = Path(folder) / f"{fingerprint(path)}-{dtype}"
         return str(ready_copy(path, target, PRECISIONS[dtype], keep))
 
-    def build_backbone(self, seed: int = 0) -> nn.Module:
+    def build_backbone(self, seed: int = 0, merged: Sequence[PlacedLoRA] = ()) -> nn.Module:
         """The network with its weights, frozen, in eval mode; a random start without weights.
 
-        ValueError for a model of two: take one with `for_expert`, or `build_experts`.
+        merged: LoRAs that go into the weights for good, before they are rounded or packed.
+        WeightsError for one that does not fit. ValueError for a model of two: take one
+        with `for_expert`, or `build_experts`.
         """
         if self.expert == "both":
             raise ValueError(f"{self.name} is two networks; name one: model.expert=high or low.")
         path = self.weights_path(self.expert)
+        loras = [(lora.adapter, lora.strength) for lora in merged]
         if path is None:
             log.warning("model %s has no weights (model.weights is null): random start.", self.name)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(generator_for(seed, "model/init").initial_seed())
                 backbone = self.backbone().eval()
+            merge_into(backbone, loras, self.expert)
             if self.storage is not None:
                 store_layers(backbone, self.storage)
             return backbone
         with torch.device("meta"):
             backbone = self.backbone()
-        load_weights(backbone, path, PRECISIONS[self.dtype], self.storage)
+        load_weights(backbone, path, PRECISIONS[self.dtype], self.storage, loras, self.expert)
         return backbone.eval().requires_grad_(False)
 
-    def build_experts(self, loras: Iterable[PlacedLoRA] = (), seed: int = 0) -> Experts:
-        """Its network or networks for sampling, in main memory, with LoRAs placed on `experts()`.
+    def build_experts(
+        self, loras: Iterable[PlacedLoRA] = (), seed: int = 0, merged: bool = False
+    ) -> Experts:
+        """Its network or networks for sampling, in main memory, with LoRAs placed on `experts()`:
+        beside the weights, where strengths can be changed later, or merged into them.
 
         WeightsError for a LoRA that does not fit.
         """
         networks = []
         for expert in self.experts():
-            network = self.for_expert(expert).build_backbone(seed)
             own = [lora for lora in loras if lora.expert == expert]
-            for number, lora in enumerate(own):
+            network = self.for_expert(expert).build_backbone(seed, own if merged else ())
+            for number, lora in enumerate(() if merged else own):
                 load_lora(network, lora.adapter, lora.strength, f"lora{number}", expert)
             floor = self.noise_range(expert)[0] if self.expert == "both" else 0.0
             networks.append((floor, network))

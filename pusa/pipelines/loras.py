@@ -11,6 +11,7 @@ from pusa.weights.lora_files import PEFT_CONFIG, read_lora
 
 log = logging.getLogger(__name__)
 EXPERTS = ("high", "low")
+LORA_PATHS = ("auto", "merged", "low_rank")
 RESULT = "lora.safetensors"  # of a training run: in its folder or, of two experts, high/ and low/
 Strength = float | Mapping[str, float]
 
@@ -43,6 +44,34 @@ def place_loras(
         where = "" if lora.expert is None else f" on the {lora.expert}-noise expert"
         log.info("LoRA %s%s, strength %g", lora.adapter.source, where, lora.strength)
     return tuple(placed)
+
+
+def choose_path(asked: str, loras: Sequence[PlacedLoRA], tokens: int, calls: int) -> str:
+    """ "merged" or "low_rank": how LoRAs of a fixed strength are to be applied.
+
+    asked: one of `LORA_PATHS`; tokens of one call of a network, calls in all. "auto" takes what
+    costs fewer floating-point operations: a factor pair of rank r costs 2 r (in + out) of each
+    token beside the weight, and 2 r in out once to merge. Whoever changes strengths later asks for
+    "low_rank". Merging into bfloat16 is no less accurate: docs/weights.md has the figures.
+    """
+    if asked not in LORA_PATHS:
+        raise ValueError(f"lora_path={asked!r} is unknown; use {', '.join(LORA_PATHS)}.")
+    if asked != "auto" or not loras:
+        return "low_rank" if asked == "auto" else asked
+    calls_of_each = calls / len({lora.expert for lora in loras})  # experts share the steps
+    once = beside = 0.0
+    for lora in loras:
+        for target in lora.adapter.values():
+            if target.A is not None and target.B is not None:
+                rank, out, inner = target.rank, target.B.shape[0], target.A.shape[1]
+                once += 2 * rank * out * inner
+                beside += 2 * rank * (out + inner) * tokens * calls_of_each
+    chosen = "merged" if beside > once else "low_rank"
+    log.info(
+        "LoRA: %s; beside the weights %.2g FLOP for %d tokens in %d calls, merged %.2g once.",
+        chosen, beside, tokens, calls, once,
+    )  # fmt: skip
+    return chosen
 
 
 def parse_lora(text: str) -> tuple[str | None, str, float]:

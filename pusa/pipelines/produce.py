@@ -14,7 +14,7 @@ from pusa.atomic import replacing
 from pusa.data import video
 from pusa.pipelines.build import Model
 from pusa.pipelines.generate import Request, Sampler
-from pusa.pipelines.loras import Strength, place_loras
+from pusa.pipelines.loras import LORA_PATHS, Strength, choose_path, place_loras
 from pusa.pipelines.media import Medium, Shown, open_medium, read_given, shown
 from pusa.pipelines.placements import Placement, mapping, multipliers_of, place
 from pusa.pipelines.positions import Timing
@@ -38,7 +38,8 @@ class Description:
     `parse_given`; encode_as: of those that leave it open, see `Given`. fps: of the video, in which
     seconds are counted. fit: crop, stretch or pad; pace: time or frames, see `open_medium`. lora:
     `[EXPERT=]FILE[:STRENGTH]` each, see `place_loras`; strength: a factor for all of them, or one
-    per expert. save: "grid" (a picture of its frames), "latents"; crf: of x264, 0 (lossless) to 51.
+    per expert; lora_path: see `choose_path`. save: "grid" (a picture of its frames),
+    "latents"; crf: of x264, 0 (lossless) to 51.
     """
 
     prompt: tuple[str, ...]
@@ -56,6 +57,7 @@ class Description:
     pace: str = "time"
     lora: tuple[str, ...] = ()
     strength: Strength = 1.0
+    lora_path: str = "low_rank"
     chain: Chain = field(default=Chain())
     save: tuple[str, ...] = ()
     crf: int = 12
@@ -70,6 +72,8 @@ class Description:
         if not 0 < self.fps < inf:
             raise ValueError(f"fps must be above 0 and finite, got {self.fps}.")
         video.require_quality(self.crf)
+        if self.lora_path not in LORA_PATHS:
+            raise ValueError(f"lora_path={self.lora_path!r}: use {', '.join(LORA_PATHS)}.")
         for what in self.save:
             if what not in SAVED:
                 raise ValueError(f"--save {what}: unknown; use {' or '.join(SAVED)}.")
@@ -118,6 +122,11 @@ class Plan:
             f"task {self.what.task.name!r}: medium {number} is to be joined, but does not give the "
             f"{side} frames of what is generated."
         )
+
+    def num_tokens(self) -> int:
+        """Of one generation, as the networks see it: patches of 2 x 2 latents."""
+        _, frames, height, width = self.shape
+        return frames * (height // 2) * (width // 2)
 
     def num_frames(self) -> int:
         """Frames of the finished video."""
@@ -226,6 +235,10 @@ def produce(
         log.info(
             "no LoRA: a base that was not trained for it follows given frames poorly (--lora)."
         )
+    chosen = choose_path(
+        what.lora_path, studio.loras, planned.num_tokens(), _calls(planned, sampler)
+    )
+    studio.merge_loras(chosen == "merged")
     latents: list[Tensor] = []
     frames, pictures = _frames(planned, sampler, studio, latents, progress), []
     frames = _then_gone(frames, sidecar)
@@ -239,8 +252,14 @@ def produce(
         with replacing(output.with_suffix(".safetensors")) as partial:
             partial.write_bytes(save(named))
     given = [line.rstrip() for line in planned.text().splitlines()]
-    write_sidecar(output, recipe, digests, given, planned.num_frames())
+    write_sidecar(output, recipe, digests, given, planned.num_frames(), chosen)
     return output
+
+
+def _calls(planned: Plan, sampler: Sampler) -> int:
+    """How often networks are called for the whole video, at the most."""
+    passes = (2 if sampler.guidance_scale != 1 else 1) * (2 if sampler.method == "heun" else 1)
+    return sampler.num_steps * passes * (planned.what.chain.segments + 1)
 
 
 def saved_files(what: Description) -> list[Path]:

@@ -18,14 +18,16 @@ from pusa.pipelines.build import Model
 
 def write_sidecar(
     video: Path, recipe: Mapping[str, Any], inputs: Mapping[str, str], given: Sequence[str],
-    num_frames: int,
+    num_frames: int, lora_path: str = "low_rank",
 ) -> Path:  # fmt: skip
-    """Describe a finished video beside it. inputs: digests by path; given: what stands where."""
+    """Describe a finished video beside it. inputs: digests by path; given: what stands where;
+    lora_path: how LoRAs were applied, whatever the recipe left open."""
     path = video.with_suffix(".json")
     told = {
         "recipe": dict(recipe),
         "inputs": dict(inputs),
         "given": list(given),
+        "lora_path": lora_path,
         "output": {"sha": file_digest(video), "frames": num_frames},
         "made_by": versions(),
     }

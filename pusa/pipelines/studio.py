@@ -46,7 +46,7 @@ class Studio:
         self.device = model.run_device()
         self._text_encoder: T5TextEncoder | None = None
         self._vae: VideoVAE | None = None
-        self._experts = None
+        self._experts, self._merged = None, False
         self._texts: dict[str, Text] = {}
         self._digests: dict[str, str] | None = None
 
@@ -82,6 +82,12 @@ class Studio:
         with self._at_work(self._built_vae()) as vae:
             return condition(vae, requests, shape)
 
+    def merge_loras(self, merged: bool) -> None:
+        """Whether its LoRAs go into the weights or stay beside them; networks that were built the
+        other way are let go of."""
+        if merged != self._merged:
+            self._experts, self._merged = None, merged
+
     def sample(
         self, sampler: Sampler, conditioning: Conditioning, requests: Sequence[Request],
         progress: Callable[[Iterable], Iterable] = iter,
@@ -89,7 +95,7 @@ class Studio:
         """Latents (B, C, F, h, w), on the CPU."""
         negative = self.negative() if sampler.guidance_scale != 1 else None
         if self._experts is None:
-            self._experts = self.model.build_experts(self.loras)
+            self._experts = self.model.build_experts(self.loras, merged=self._merged)
             self._experts.one_at_a_time |= self.memory.offload
             self._experts.streamed |= self.memory.stream
             self._experts.to(self.device)

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pusa.models.stored import pack, store_layers, stored_layers
+from pusa.models.stored import store_layers, stored_layers
 from pusa.models.variants import VARIANTS, Variant, detect
+from pusa.weights.adapters import Adapter, check_usable
 from pusa.weights.layouts import to_official
 from pusa.weights.lazy import (
     SafetensorsFiles,
@@ -21,6 +22,7 @@ from pusa.weights.lazy import (
     num_bytes,
     open_tensors,
 )
+from pusa.weights.updates import packed, rounded, updates_of
 from pusa.weights.writing import write_tensors
 
 __all__ = ["Checkpoint", "WeightsError", "check_fit", "find_experts", "load_weights",
@@ -160,40 +162,56 @@ def _open_index(path: Path) -> Tensors:
 
 def load_weights(
     model: nn.Module, path: str | Path, dtype: torch.dtype | None = None,
-    storage: str | None = None,
+    storage: str | None = None, loras: Sequence[tuple[Adapter, float]] = (),
+    expert: str | None = None,
 ) -> None:  # fmt: skip
-    """Fill a model, which may be on meta, from a checkpoint of any layout.
+    """Fill a model, which may be on meta, from a checkpoint of any layout, with LoRAs merged in.
 
     dtype: cast floating tensors, except parameters whose name contains one of the model's
     `keep_float32` parts. Tensors that need no cast stay mapped to the file. storage: "int8" or
     "float8", in which the blocks' linear layers are kept, see `store_layers`: of their dense
-    weights one is in memory at a time. Nothing is assigned unless everything fits.
+    weights a few rows are in memory at a time. loras: (adapter, strength), whose updates are added
+    in float32 before a weight is rounded, once, or packed; expert: which network this is, by
+    default told from the checkpoint's place. WeightsError, and nothing is read, if checkpoint or
+    LoRA does not fit; nothing is assigned unless all is read.
     """
     official = to_official(open_checkpoint_files(path))
-    check_fit(model.state_dict(), official.specs(), path, type(model).__name__)
+    specs = official.specs()
+    check_fit(model.state_dict(), specs, path, type(model).__name__)
+    for adapter, _ in loras:
+        check_usable(adapter, specs, expert or expert_of(path))
     keep = getattr(model, "keep_float32", ())
-    total = sum(num_bytes(official.spec(key)) for key in official)
-    targets = {key: _target(official.spec(key), key, keep, dtype) for key in official}
-    # One mapped tensor holds its whole shard in memory: of a shard that is read only to be cast,
-    # what needs no cast is copied, too.
-    mapped = all(official.spec(key).dtype == target for key, target in targets.items())
+    targets = {key: _target(spec, key, keep, dtype) for key, spec in specs.items()}
     names = [] if storage is None else stored_layers(model)
-    packed = {f"{name}.weight": f"{name}.scale" for name in names}
-    mapped = mapped and not packed
+    scales = {f"{name}.weight": f"{name}.scale" for name in names}
+    updates = {key: found for key in official if (found := updates_of(loras, key))}
+    # What is in its dtype stays mapped, but for a few small ones of a file that is else cast.
+    cast = any(spec.dtype != targets[key] for key, spec in specs.items()) or bool(scales)
+    mapped = {
+        key for key, spec in specs.items()
+        if spec.dtype == targets[key] and (not cast or spec.dtype == dtype)
+        and key not in updates and key not in scales
+    }  # fmt: skip
     ready: dict[str, Tensor] = {}
-    waits = total > 1e9  # a bar only where one would wait, and on a terminal
-    with tqdm(total=total, unit="B", unit_scale=True, desc="load", leave=False,
-              disable=None if waits else True) as bar:  # fmt: skip
-        for key, tensor in in_turn(official, official):
-            if storage is not None and key in packed:
-                ready[key], ready[packed[key]] = pack(tensor, storage)
+    with _bar(sum(num_bytes(spec) for key, spec in specs.items() if key not in mapped)) as bar:
+        for key, tensor in in_turn(official, [key for key in official if key not in mapped]):
+            found = updates.get(key, [])
+            if storage is not None and key in scales:
+                ready[key], ready[scales[key]] = packed(tensor, found, storage)
             else:
-                kept = tensor.dtype == targets[key] and (mapped or targets[key] == dtype)
-                ready[key] = tensor if kept else tensor.to(targets[key], copy=True)
+                ready[key] = rounded(tensor, found, targets[key])
             bar.update(num_bytes(tensor))
+    # Last, from files opened anew: a mapping that was read from holds what was read in memory.
+    ready |= {key: official[key] for key in official if key in mapped}
     if storage is not None:
         store_layers(model, storage)
     model.load_state_dict(ready, strict=True, assign=True)
+
+
+def _bar(total: int) -> tqdm:
+    """Of bytes; only where one would wait, and on a terminal."""
+    return tqdm(total=total, unit="B", unit_scale=True, desc="load", leave=False,
+                disable=None if total > 1e9 else True)  # fmt: skip
 
 
 def _target(

@@ -3,7 +3,9 @@ and dtypes are known at once. Knows no layout and no model."""
 
 import pickle
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from pusa.weights.paging import bring_in
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -194,18 +198,43 @@ class View(Changed):
 
 
 def in_turn(
-    tensors: Tensors, keys: Iterable[str], limit: int = 2**30
+    tensors: Tensors, keys: Iterable[str], limit: int = 2**30, ahead: int = 2**28
 ) -> Iterator[tuple[str, Tensor]]:
     """Read tensor after tensor, letting go of the mapped files every `limit` bytes, so that pages
-    that were only passed through do not stay in memory."""
+    that were only passed through do not stay in memory.
+
+    While one is worked on, a thread reads the next ones: about `ahead` bytes, one at the least.
+    """
     passed = 0
-    for key in keys:
-        yield key, tensors[key]
-        passed += num_bytes(tensors.spec(key))
+
+    def read(key: str) -> Tensor:  # by the thread alone, which opens the files
+        nonlocal passed
         if passed > limit:
             tensors.release()
             passed = 0
-    tensors.release()
+        passed += num_bytes(tensors.spec(key))
+        return bring_in(tensors[key])
+
+    waiting: deque[tuple[str, Future[Tensor]]] = deque()
+    size = 0
+    with ThreadPoolExecutor(1, "reading") as thread:
+        try:
+            for key in keys:
+                waiting.append((key, thread.submit(read, key)))
+                size += num_bytes(tensors.spec(key))
+                while len(waiting) > 1 and size > ahead:
+                    size -= num_bytes(tensors.spec(waiting[0][0]))
+                    yield _first_of(waiting)
+            while waiting:
+                yield _first_of(waiting)
+        finally:
+            thread.shutdown(cancel_futures=True)
+            tensors.release()
+
+
+def _first_of(waiting: "deque[tuple[str, Future[Tensor]]]") -> tuple[str, Tensor]:
+    key, future = waiting.popleft()
+    return key, future.result()
 
 
 def num_bytes(tensor: Tensor) -> int:

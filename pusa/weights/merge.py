@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pusa.weights.adapters import Adapter, check_usable
 from pusa.weights.convert import Output, write
 from pusa.weights.files import expert_of, read_checkpoint
 from pusa.weights.lazy import Changed, Tensors
+from pusa.weights.updates import rounded, updates_of
 from pusa.weights.writing import Progress
 
 
@@ -31,6 +32,19 @@ def merge(
     return write(merged, output, progress)
 
 
+def merge_into(
+    model: nn.Module, loras: Sequence[tuple[Adapter, float]], expert: str | None = None
+) -> None:
+    """Add LoRAs to a model in memory for good, each of its weights rounded once. WeightsError, and
+    the model stays as it was, if one does not fit."""
+    parameters = dict(model.named_parameters())
+    for adapter, _ in loras:
+        check_usable(adapter, parameters, expert)
+    for key, parameter in parameters.items():
+        if updates := updates_of(loras, key):
+            parameter.data = rounded(parameter.detach(), updates, parameter.dtype)
+
+
 class Merged(Changed):
     """A base in official names with LoRAs added as it is read. What they change is rounded once, to
     `dtype` (None: the base's)."""
@@ -42,22 +56,10 @@ class Merged(Changed):
         self.loras, self.dtype = loras, dtype
 
     def spec(self, key: str) -> Tensor:
-        return self._rounded(self.base.spec(key))
-
-    def _rounded(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        return tensor.to(self.dtype or dtype or tensor.dtype)
+        spec = self.base.spec(key)
+        return spec.to(self.dtype or spec.dtype)
 
     def __getitem__(self, key: str) -> Tensor:
-        tensor = self.base[key]
-        module, _, part = key.rpartition(".")
-        total = None
-        for adapter, strength in self.loras:
-            target = adapter.targets.get(module)
-            if target is None:
-                continue
-            delta = target.delta() if part == "weight" else target.diffs.get(part)
-            if delta is None:
-                continue
-            total = tensor.float() if total is None else total
-            total = total + strength * delta.float().reshape(total.shape)
-        return self._rounded(tensor if total is None else total, tensor.dtype)
+        tensor, dtype = self.base[key], self.spec(key).dtype
+        updates = updates_of(self.loras, key)
+        return rounded(tensor, updates, dtype) if updates else tensor.to(dtype)

@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from pusa.weights.lazy import SAFETENSORS_DTYPES, Tensors, WeightsError, in_turn
 
 STEM = "diffusion_pytorch_model"
 SHARD_BYTES = 5_000_000_000  # as the official shards, about
+SYNC_BYTES = 2**27  # that are written before the disk is asked to have them
 Progress = Callable[[Iterable], Iterable]
 _DTYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
@@ -58,13 +60,20 @@ def stream_tensors(
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    with open(path, "wb") as file:
+    written, syncing = 0, None
+    # The disk writes beside the reading and summing, and the last fsync has little to wait for.
+    with open(path, "wb") as file, ThreadPoolExecutor(1, "syncing") as thread:
         file.write(len(text).to_bytes(8, "little") + text)
         for key, tensor in in_turn(tensors, progress(order)):
             assert (tensor.dtype, tensor.shape) == (specs[key].dtype, specs[key].shape), key
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            written += num_bytes(tensor)
+            if written > SYNC_BYTES and (syncing is None or syncing.done()):
+                syncing, written = thread.submit(os.fdatasync, file.fileno()), 0
         file.flush()
         os.fsync(file.fileno())
+        if syncing is not None:
+            syncing.result()  # what failed to reach the disk is an error here, too
 
 
 def _rank(dtype: torch.dtype) -> int:

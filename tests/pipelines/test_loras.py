@@ -4,9 +4,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from pusa.pipelines.loras import Strength, parse_lora, parse_strength, place_loras
-from pusa.weights.adapters import Adapter
+from pusa.pipelines.loras import (
+    PlacedLoRA,
+    Strength,
+    choose_path,
+    parse_lora,
+    parse_strength,
+    place_loras,
+)
+from pusa.weights.adapters import Adapter, Target
 from pusa.weights.lora import write_lora
 from tests.weights.conftest import make_adapter, make_twin
 
@@ -142,3 +150,20 @@ def test_strengths_are_a_number_or_one_for_each_expert():
     for text in ("much", "high=", "high=1,low", ""):
         with pytest.raises(ValueError, match=r"write 1\.4, or high=1\.5"):
             parse_strength(text)
+
+
+def test_the_path_is_chosen_by_what_takes_less_arithmetic():
+    """Of a square layer of 64, merging is paid after 64 * 64 / 128 = 32 tokens, whatever the rank;
+    a LoRA on each of two experts is called half as often."""
+    square = Adapter({"blocks.0.q": Target(torch.ones(3, 64), torch.ones(64, 3))})
+    one = [PlacedLoRA(square, None, 1.0)]
+    assert choose_path("auto", one, tokens=8, calls=4) == "low_rank"
+    assert choose_path("auto", one, tokens=11, calls=3) == "merged"
+    both = [PlacedLoRA(square, expert, 1.0) for expert in BOTH]
+    assert choose_path("auto", both, tokens=16, calls=4) == "low_rank"
+    assert choose_path("auto", both, tokens=17, calls=4) == "merged"
+    assert choose_path("auto", [], tokens=10**6, calls=9) == "low_rank"
+    assert choose_path("low_rank", one, tokens=10**6, calls=9) == "low_rank"
+    assert choose_path("merged", one, tokens=1, calls=1) == "merged"
+    with pytest.raises(ValueError, match="lora_path='fused' is unknown"):
+        choose_path("fused", one, 1, 1)

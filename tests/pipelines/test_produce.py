@@ -162,3 +162,23 @@ def test_a_sidecar_from_before_there_were_several_loras(root):
     main(["generate", "--from", str(root / "old.json"), "--output", str(root / "b.mp4")])
     assert (root / "b.mp4").read_bytes() == first.read_bytes()
     assert generate(root, "c.mp4", "--prompt", PROMPT).read_bytes() != first.read_bytes()
+
+
+@pytest.mark.parametrize(("asked", "done"), [("auto", "merged"), ("low_rank", "low_rank")])
+def test_a_sidecar_says_how_loras_were_applied_and_it_is_done_so_again(root, caplog, asked, done):
+    lora = root / "a.safetensors"
+    write_lora(make_adapter(make_twin("wan_tiny"), 4, 40.0), lora)
+    caplog.set_level("INFO")
+    command = ("--prompt", PROMPT, "--lora", str(lora), "--lora-path", asked)
+    first = generate(root, "a.mp4", *command)
+    sidecar = json.loads(first.with_suffix(".json").read_text())
+    assert (sidecar["recipe"]["lora_path"], sidecar["lora_path"]) == (asked, done)
+    assert (f"LoRA: {done}" in caplog.text) == (asked == "auto")
+    again = root / "b.mp4"
+    main(["generate", "--from", str(first.with_suffix(".json")), "--output", str(again)])
+    assert again.read_bytes() == first.read_bytes()
+    sidecar["recipe"].pop("lora_path")
+    sidecar.pop("lora_path")  # as written before there was a choice
+    (root / "old.json").write_text(json.dumps(sidecar))
+    main(["generate", "--from", str(root / "old.json"), "--output", str(root / "c.mp4")])
+    assert json.loads((root / "c.json").read_text())["lora_path"] == "low_rank"
