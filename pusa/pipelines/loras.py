@@ -46,18 +46,25 @@ def place_loras(
     return tuple(placed)
 
 
-def choose_path(asked: str, loras: Sequence[PlacedLoRA], tokens: int, calls: int) -> str:
+def choose_path(
+    asked: str, loras: Sequence[PlacedLoRA], tokens: int, calls: int, mapped: bool = False
+) -> str:
     """ "merged" or "low_rank": how LoRAs of a fixed strength are to be applied.
 
     asked: one of `LORA_PATHS`; tokens of one call of a network, calls in all. "auto" takes what
     costs fewer floating-point operations: a factor pair of rank r costs 2 r (in + out) of each
-    token beside the weight, and 2 r in out once to merge. Whoever changes strengths later asks for
-    "low_rank". Merging into bfloat16 is no less accurate: docs/weights.md has the figures.
+    token beside the weight, and 2 r in out once to merge. mapped: weights wait in main memory while
+    others work, mapped to their files; merged ones would fill it, so that "auto" does not. Whoever
+    changes strengths later asks for "low_rank". Merging into bfloat16 is no less accurate:
+    docs/weights.md has the figures.
     """
     if asked not in LORA_PATHS:
         raise ValueError(f"lora_path={asked!r} is unknown; use {', '.join(LORA_PATHS)}.")
     if asked != "auto" or not loras:
         return "low_rank" if asked == "auto" else asked
+    if mapped:
+        log.info("LoRA: low_rank; merged weights would fill the main memory that they wait in.")
+        return "low_rank"
     calls_of_each = calls / len({lora.expert for lora in loras})  # experts share the steps
     once = beside = 0.0
     for lora in loras:

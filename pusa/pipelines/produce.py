@@ -235,9 +235,8 @@ def produce(
         log.info(
             "no LoRA: a base that was not trained for it follows given frames poorly (--lora)."
         )
-    chosen = choose_path(
-        what.lora_path, studio.loras, planned.num_tokens(), _calls(planned, sampler)
-    )
+    tokens, calls = planned.num_tokens(), _calls(planned, sampler)
+    chosen = choose_path(what.lora_path, studio.loras, tokens, calls, studio.weights_wait)
     studio.merge_loras(chosen == "merged")
     latents: list[Tensor] = []
     frames, pictures = _frames(planned, sampler, studio, latents, progress), []

@@ -82,6 +82,11 @@ class Studio:
         with self._at_work(self._built_vae()) as vae:
             return condition(vae, requests, shape)
 
+    @property
+    def weights_wait(self) -> bool:
+        """Whether networks are in main memory while others, or other parts, are at work."""
+        return self.memory.offload or self.memory.stream or self.model.one_at_a_time
+
     def merge_loras(self, merged: bool) -> None:
         """Whether its LoRAs go into the weights or stay beside them; networks that were built the
         other way are let go of."""

@@ -162,6 +162,8 @@ def test_the_path_is_chosen_by_what_takes_less_arithmetic():
     both = [PlacedLoRA(square, expert, 1.0) for expert in BOTH]
     assert choose_path("auto", both, tokens=16, calls=4) == "low_rank"
     assert choose_path("auto", both, tokens=17, calls=4) == "merged"
+    assert choose_path("auto", both, tokens=17, calls=4, mapped=True) == "low_rank"
+    assert choose_path("merged", both, tokens=17, calls=4, mapped=True) == "merged"
     assert choose_path("auto", [], tokens=10**6, calls=9) == "low_rank"
     assert choose_path("low_rank", one, tokens=10**6, calls=9) == "low_rank"
     assert choose_path("merged", one, tokens=1, calls=1) == "merged"
