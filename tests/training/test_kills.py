@@ -1,12 +1,9 @@
 """SIGKILL at random moments, in every phase of saving, on one process and on two: nothing is lost
 beyond the last checkpoint, and the result is that of a run which was left alone, bit for bit."""
 
-import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,8 @@ from pusa.training import checkpoints
 from pusa.training.checkpoints import list_saved, newest_sound
 from pusa.training.loggers import Metrics
 from pusa.weights.files import read_tensors
-from tests.conftest import REPOSITORY, add_replica
+from tests import processes
+from tests.conftest import add_replica
 from tests.training.killed import EVERY, STEPS
 from tests.training.test_strategies import environment, overrides, rows
 
@@ -45,10 +43,8 @@ def place(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twenty_kills_at_random_moments(place):
-    command = [sys.executable, "-m", "tests.training.killed", str(place), str(KILLS)]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), timeout=850, capture_output=True, text=True
-    )
+    command = ("-m", "tests.training.killed", str(place), str(KILLS))
+    done = processes.run(*command, env=environment(), timeout=850)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     attempts = [json.loads(found) for found in re.findall(r'\{"done".*?\}', done.stdout)]
     assert len(attempts) == KILLS
@@ -146,21 +142,20 @@ def test_a_death_right_after_saving_loses_no_row(small_run, monkeypatch, step):
 def test_a_kill_of_one_of_two_processes_ends_both_and_the_rest_goes_on(place):
     """As a node failure does it. Both processes are Lightning's, started by one command."""
     common = [*overrides(place), "trainer.devices=2", "strategy=ddp", "trainer.max_steps=12"]
-    command = [sys.executable, "train.py", *common]
     env = environment()
-    subprocess.run([*command, "name=whole"], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    processes.run("train.py", *common, "name=whole", env=env).check_returncode()
     run = place / "outputs" / "killed"
-    process = subprocess.Popen([*command, "name=killed"], cwd=REPOSITORY, env=env)
-    while not (saved := list_saved(run)) and process.poll() is None:
+    killed = ("train.py", *common, "name=killed")
+    process = processes.start(*killed, env=env, out=place / "out", err=place / "err")
+    while not (saved := list_saved(run)) and process.is_alive():
         time.sleep(0.02)
     assert saved, "it ended before its first checkpoint"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     second = next(c for c in children if b"train.py" in Path(f"/proc/{c}/cmdline").read_bytes())
     os.kill(int(second), 9)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(60)
-    assert process.poll() not in (None, 0)
-    subprocess.run([*command, "name=killed"], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+    processes.run(*killed, env=env).check_returncode()
     assert same_lora(place / "outputs" / "whole", run)
     assert rows(run) == rows(place / "outputs" / "whole")
 
