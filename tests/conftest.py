@@ -1,5 +1,7 @@
 """A scratch root that sees the shipped replica, and configs composed as commands do."""
 
+import functools
+import gc
 import os
 import shutil
 import subprocess
@@ -59,27 +61,41 @@ def done(tmp_path_factory):
     return finish(add_replica(tmp_path_factory.mktemp("benchmark")))
 
 
+def small_config(shared: Path, experiment: str, *overrides: str) -> DictConfig:
+    """`experiment` with 16 training and 4 held-out clips of `shared`, 4 steps and no wandb."""
+    if experiment != "tiny_vae":  # which holds nothing out
+        overrides = ("data.heldout.toy.num_clips=4", *overrides)
+    return compose_config(
+        "train", f"experiment={experiment}", f"name={experiment}", "logger.wandb=off",
+        "callbacks.track.curve=null",
+        "data.num_clips=16", "batch_size=4",
+        "trainer.max_steps=4",
+        "trainer.val_check_interval=2", f"paths.toy={shared}/data/toy",
+        f"paths.cache={shared}/data/cache", *overrides,
+    )  # fmt: skip
+
+
 @pytest.fixture
 def small_run(root, shared_data) -> Callable[..., DictConfig]:
-    """Compose `experiment` with 16 training and 4 held-out clips, 4 steps and no wandb."""
-
-    def make(experiment: str, *overrides: str) -> DictConfig:
-        if experiment != "tiny_vae":  # which holds nothing out
-            overrides = ("data.heldout.toy.num_clips=4", *overrides)
-        return compose_config(
-            "train", f"experiment={experiment}", f"name={experiment}", "logger.wandb=off",
-            "callbacks.track.curve=null",
-            "data.num_clips=16", "batch_size=4",
-            "trainer.max_steps=4",
-            "trainer.val_check_interval=2", f"paths.toy={shared_data}/data/toy",
-            f"paths.cache={shared_data}/data/cache", *overrides,
-        )  # fmt: skip
-
-    return make
+    """Compose an experiment, `small_config`, in a root of the test's own."""
+    return functools.partial(small_config, shared_data)
 
 
 def pytest_configure(config):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first: the last file is done by one process, and the others wait."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish(session):
+    """What imports and collection have made lives to the end: half a second less for each of the
+    garbage collections that a training asks for."""
+    gc.collect()
+    gc.freeze()
 
 
 def run_pusa(*arguments) -> int:

@@ -1,77 +1,18 @@
 """Bad input, as people produce it: one clear message, exit code 1, nothing half-written."""
 
-import importlib
-import logging
-import os
-import runpy
 import subprocess
-import sys
-import tempfile
-import traceback
-from collections.abc import Sequence
-from typing import TextIO
 
 import pytest
 
 from pusa.data import toy
+from tests import processes
 from tests.conftest import REPOSITORY
 
 
 @pytest.fixture
 def command(root):
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    return run
-
-
-@pytest.fixture
-def quick(root):
-    """`command` for what is refused before anything is computed: in a fork, which has imported all
-    that a new process would take seconds to import."""
-    importlib.import_module("train")
-    importlib.import_module("pusa.pipelines.produce")
-
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-            child = os.fork()
-            if child == 0:
-                os._exit(_run_here(arguments, out, err))
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            texts = [file.seek(0) or file.read() for file in (out, err)]
-        return subprocess.CompletedProcess(arguments, code, *texts)
-
-    return run
-
-
-def _run_here(arguments: Sequence[str], out: TextIO, err: TextIO) -> int:
-    """The exit code of a program in this process, which is to end at once."""
-    sys.stdout, sys.stderr = out, err
-    logging.getLogger().handlers.clear()  # pytest's, which would swallow messages
-    sys.settrace(None)  # coverage's, which hydra takes for a debugger that wants all of a traceback
-    os.chdir(REPOSITORY)
-    code: object = 0
-    try:
-        if arguments[0] == "-m":
-            sys.argv = [*arguments[1:]]
-            runpy.run_module(arguments[1], run_name="__main__")
-        else:
-            sys.argv = [*arguments]
-            runpy.run_path(arguments[0], run_name="__main__")
-    except SystemExit as stop:
-        code = stop.code or 0
-    except BaseException:  # as Python itself ends
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    return code if isinstance(code, int) else 1
+    """A program of the checkout, in the root of the test."""
+    return processes.run
 
 
 def refused(result: subprocess.CompletedProcess, *parts: str) -> None:
@@ -86,24 +27,24 @@ def files(root) -> list[str]:
     return [str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()]
 
 
-def test_unknown_experiment_lists_the_known_ones(quick, root):
-    refused(quick("train.py", "experiment=tiny_vtaa"), "tiny_vtaa", "tiny_vta", "tiny_base")
+def test_unknown_experiment_lists_the_known_ones(command, root):
+    refused(command("train.py", "experiment=tiny_vtaa"), "tiny_vtaa", "tiny_vta", "tiny_base")
     assert not files(root)
 
 
-def test_no_experiment_lists_the_known_ones(quick):
-    refused(quick("train.py"), "name an experiment", "tiny_vta")
+def test_no_experiment_lists_the_known_ones(command):
+    refused(command("train.py"), "name an experiment", "tiny_vta")
 
 
-def test_unknown_config_keys_are_refused_with_and_without_plus(quick, root):
-    refused(quick("train.py", "experiment=tiny_vta", "lora.rnak=4"), "rnak")
-    refused(quick("train.py", "experiment=tiny_vta", "+lr=4"), "lr: no such config key")
-    refused(quick("train.py", "experiment=tiny_vta", "+lora.rnak=4"), "rnak")
+def test_unknown_config_keys_are_refused_with_and_without_plus(command, root):
+    refused(command("train.py", "experiment=tiny_vta", "lora.rnak=4"), "rnak")
+    refused(command("train.py", "experiment=tiny_vta", "+lr=4"), "lr: no such config key")
+    refused(command("train.py", "experiment=tiny_vta", "+lora.rnak=4"), "rnak")
     assert not files(root)
 
 
-def test_rank_zero_is_refused_before_any_work(quick, root):
-    refused(quick("train.py", "experiment=tiny_vta", "lora.rank=0"), "lora.rank", "at least 1")
+def test_rank_zero_is_refused_before_any_work(command, root):
+    refused(command("train.py", "experiment=tiny_vta", "lora.rank=0"), "lora.rank", "at least 1")
     assert not files(root)
 
 
@@ -135,32 +76,32 @@ def test_truncated_and_missing_videos_are_named_and_the_good_ones_kept(command, 
     refused(command(*own_clips(clips)), "line 3", "train_0_000001_17x32x32.mp4")
 
 
-def test_manifests_without_clips_or_captions_are_named(quick, root):
+def test_manifests_without_clips_or_captions_are_named(command, root):
     clips = root / "clips"
     clips.mkdir()
     manifest = clips / "metadata.csv"
-    refused(quick(*own_clips(clips)), "no such manifest")
+    refused(command(*own_clips(clips)), "no such manifest")
     manifest.write_text("file_name,text\n")
-    refused(quick(*own_clips(clips)), "lists no clips")
+    refused(command(*own_clips(clips)), "lists no clips")
     manifest.write_text("file_name,text\nabsent.mp4,a caption\n")
-    refused(quick(*own_clips(clips)), "line 2", "absent.mp4")
+    refused(command(*own_clips(clips)), "line 2", "absent.mp4")
     manifest.write_text("file_name,caption\nabsent.mp4,a caption\n")
-    refused(quick(*own_clips(clips)), "misses column 'text'")
+    refused(command(*own_clips(clips)), "misses column 'text'")
 
 
-def test_generate_refuses_a_condition_outside_the_video_before_reading_weights(quick, root):
+def test_generate_refuses_a_condition_outside_the_video_before_reading_weights(command, root):
     generate = ["-m", "pusa.cli", "generate", "--prompt", "a red one moves left over cat"]
     output = ["--output", str(root / "a.mp4"), "--set", f"paths.root={root}"]
     picture = REPOSITORY / "docs" / "images" / "demo.png"
     refused(
-        quick(*generate, "--at", f"17={picture}", *output, "--set", "model.weights=absent"),
+        command(*generate, "--at", f"17={picture}", *output, "--set", "model.weights=absent"),
         "17 is outside a video of 17 frames", "0..16",
     )  # fmt: skip
-    refused(quick(*generate, "--at", f"latent:5={picture}", *output), "5 latent frames", "0..4")
-    refused(quick(*generate, "--at", f"0={picture}:1.5", *output), "must be in [0, 1]")
-    refused(quick(*generate, "--at", "0=absent.png", *output), "absent.png: no such file")
-    refused(quick(*generate, "--num-frames", "16", *output), "num_frames=16", "use 13 or 17")
-    refused(quick(*generate, "--lora", "absent.safetensors", *output), "absent.safetensors")
+    refused(command(*generate, "--at", f"latent:5={picture}", *output), "5 latent frames", "0..4")
+    refused(command(*generate, "--at", f"0={picture}:1.5", *output), "must be in [0, 1]")
+    refused(command(*generate, "--at", "0=absent.png", *output), "absent.png: no such file")
+    refused(command(*generate, "--num-frames", "16", *output), "num_frames=16", "use 13 or 17")
+    refused(command(*generate, "--lora", "absent.safetensors", *output), "absent.safetensors")
     assert not files(root)
 
 

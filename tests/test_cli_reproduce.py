@@ -1,8 +1,6 @@
 """`pusa reproduce` and the end of `train.py -m`: which processes are started, and what is told."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +9,8 @@ from omegaconf import OmegaConf
 
 import train
 from pusa import cli_reproduce
-from tests.conftest import REPOSITORY, compose_config, run_pusa
+from tests import processes
+from tests.conftest import compose_config, run_pusa
 
 
 @pytest.fixture
@@ -108,11 +107,10 @@ def test_the_end_of_a_sweep_measures_a_study_whose_runs_are_all_there(started, r
 @pytest.mark.slow
 def test_a_sweep_names_its_runs_by_variant_and_seed(root):
     """Real hydra: the sweep's own list of runs, and its callback."""
-    done = subprocess.run(
-        [sys.executable, "train.py", "-m", "experiment=replica/rank", "variant=rank_4", "seed=0,1",
-         "data.num_clips=4", "data.heldout.toy.num_clips=2", "batch_size=2", "trainer.max_steps=1",
-         f"paths.root={root}"],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=300, check=False,
+    done = processes.run(
+        "train.py", "-m", "experiment=replica/rank", "variant=rank_4", "seed=0,1",
+        "data.num_clips=4", "data.heldout.toy.num_clips=2", "batch_size=2", "trainer.max_steps=1",
+        f"paths.root={root}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     for seed in (0, 1):

@@ -1,8 +1,6 @@
 """The paper's tables as experiments: rows and settings as printed, a twin that goes all the way."""
 
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 
@@ -13,7 +11,8 @@ import train
 from pusa.entry import build
 from pusa.evaluation.entries import Entry, Training
 from pusa.evaluation.published import find, published
-from tests.conftest import REPOSITORY, compose_config, run_pusa
+from tests import processes
+from tests.conftest import compose_config, run_pusa
 
 TABLES = list(dict.fromkeys(row.table for row in published()))
 TWIN = (
@@ -166,8 +165,8 @@ def test_the_twin_goes_all_the_way_by_these_commands(root, caplog):
 @pytest.mark.parametrize("words", [("--published", "experiment=paper/table4b"),
                                    ("experiment=paper/table4b", "--published")])  # fmt: skip
 def test_the_flag_may_stand_before_and_after_the_overrides(words):
-    command = [sys.executable, "evaluate.py", *words, "--cfg", "job", "--package", "suite"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    done = processes.run("evaluate.py", *words, "--cfg", "job", "--package", "suite")
+    assert done.returncode == 0, done.stderr
     assert "published: true" in done.stdout
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import evaluate
+from pusa.evaluation.page import media
 from pusa.weights.lora import write_lora
 from tests.conftest import compose_config
 from tests.weights.conftest import make_adapter, make_twin
@@ -18,7 +19,11 @@ ALONE = ("suite.entries.base=null", "suite.entries.VTA=null", "suite.baseline=nu
 
 
 def runner(root: Path) -> Run:
-    """Makes a LoRA; returns what evaluates with some overrides and returns the output folder."""
+    """Makes a LoRA; returns what evaluates with some overrides and returns the output folder.
+
+    The page's clips are as small as the videos: it is test_page.py and test_paper.py that make them
+    as large as they are, which takes as long as all else.
+    """
     write_lora(make_adapter(make_twin("wan_tiny"), 2, 2.0, every=3), root / "lora.safetensors")
 
     def run(*overrides: str) -> Path:
@@ -27,7 +32,9 @@ def runner(root: Path) -> Run:
             "evaluate", "experiment=tiny_vta", "name=tiny", f"suite.lora={root}/lora.safetensors",
             "sampler.num_steps=2", *(() if "suite=folder" in overrides else photos), *overrides,
         )  # fmt: skip
-        evaluate.evaluate(cfg)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(media, "SIDE", 32)
+            evaluate.evaluate(cfg)
         return Path(cfg.suite.output)
 
     return run

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pusa.data import video
 from pusa.data.video import VideoError
@@ -22,6 +21,7 @@ from pusa.evaluation.metrics.temporal_flickering import TemporalFlickering
 from pusa.evaluation.score import read_rows
 from pusa.evaluation.scoring import VideoScore, dimension_scores
 from pusa.pipelines.parts import Part
+from tests.processes import FORKS
 
 PROMPT = "a tower, camera static"
 LENGTHS = (5, 6, 7)
@@ -164,9 +164,14 @@ def test_ranks_that_share_the_videos_find_the_figures_of_one(jobs, path, tmp_pat
     alone = fakes()
     measure(alone, jobs, path)
     expected = {name: dimension.compute().item() for name, dimension in alone.items()}
-    with mp.Manager() as manager:
+    with FORKS.Manager() as manager:
         results = manager.dict()
-        mp.spawn(shared, (jobs, tmp_path, results), nprocs=2)
+        ranks = [FORKS.Process(target=shared, args=(i, jobs, tmp_path, results)) for i in range(2)]
+        for rank in ranks:
+            rank.start()
+        for rank in ranks:
+            rank.join()
+            assert rank.exitcode == 0
         gathered = dict(results)
     assert gathered[0] == pytest.approx(expected, abs=1e-12)
     assert gathered[1] == pytest.approx(expected, abs=1e-12)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import multiprocessing as mp
 import random
 import time
 from collections import Counter
@@ -19,6 +18,7 @@ from pusa.pipelines.encode import encode_clips, write_index
 from pusa.pipelines.parts import Part
 from pusa.pipelines.samples import EncodeSettings, Keys
 from pusa.types import LatentSpec, Text
+from tests.processes import FORKS
 
 NUM_CLIPS, KILLS = 24, 20
 SETTINGS = EncodeSettings(num_frames=5, height=32, width=32, batch_size=2)
@@ -62,14 +62,6 @@ def job(manifest: Path, folder: Path, notes: Path, part: tuple[int, int]) -> Non
 
 
 @pytest.fixture(scope="module")
-def forkserver():
-    """Processes that start in milliseconds, with everything imported and nothing decoded yet."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "decord"])
-    return context
-
-
-@pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clips")
     scenes = [toy.make_scene(0, "train", i, 5, 32, 32) for i in range(NUM_CLIPS)]
@@ -82,29 +74,30 @@ def stored(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
-def start(context, *arguments):
-    process = context.Process(target=job, args=arguments)
+def start(*arguments):
+    """A process that starts in milliseconds, with everything imported and nothing decoded yet."""
+    process = FORKS.Process(target=job, args=arguments)
     process.start()
     return process
 
 
 @pytest.fixture(scope="module")
-def whole(forkserver, manifest, tmp_path_factory) -> dict[str, bytes]:
+def whole(manifest, tmp_path_factory) -> dict[str, bytes]:
     """The cache that is made in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    process = start(forkserver, manifest, folder / "cache", folder / "notes", (0, 1))
+    process = start(manifest, folder / "cache", folder / "notes", (0, 1))
     process.join()
     assert process.exitcode == 0
     return stored(folder / "cache")
 
 
-def test_twenty_kills_leave_the_cache_of_one_go(forkserver, manifest, whole, tmp_path):
+def test_twenty_kills_leave_the_cache_of_one_go(manifest, whole, tmp_path):
     folder, notes = tmp_path / "cache", tmp_path / "notes"
     notes.touch()
     chance = random.Random(0)
     kills = 0
     while kills < KILLS:
-        process = start(forkserver, manifest, folder, notes, (0, 1))
+        process = start(manifest, folder, notes, (0, 1))
         process.join(chance.uniform(0.02, 0.45))
         if process.exitcode is None:
             process.kill()
@@ -113,7 +106,7 @@ def test_twenty_kills_leave_the_cache_of_one_go(forkserver, manifest, whole, tmp
         elif len(list(folder.glob("index/*"))):  # done early: take something away and go on
             for file in list(folder.glob("latents/*/*.safetensors"))[:6]:
                 file.unlink()
-    process = start(forkserver, manifest, folder, notes, (0, 1))
+    process = start(manifest, folder, notes, (0, 1))
     process.join()
     assert process.exitcode == 0
     found = {name: data for name, data in stored(folder).items() if ".partial" not in name}
@@ -121,26 +114,26 @@ def test_twenty_kills_leave_the_cache_of_one_go(forkserver, manifest, whole, tmp
     assert not verify(LatentCache(folder)).damaged
 
 
-def test_no_clip_is_encoded_twice_but_those_in_flight(forkserver, manifest, tmp_path):
+def test_no_clip_is_encoded_twice_but_those_in_flight(manifest, tmp_path):
     """A killed job loses at most the batch that it was encoding."""
     folder, notes = tmp_path / "cache", tmp_path / "notes"
     kills = 0
     for delay in (0.3, 0.35, 0.4, 0.45, 0.5):
-        process = start(forkserver, manifest, folder, notes, (0, 1))
+        process = start(manifest, folder, notes, (0, 1))
         process.join(delay)
         kills += process.exitcode is None
         process.kill()
         process.join()
-    process = start(forkserver, manifest, folder, notes, (0, 1))
+    process = start(manifest, folder, notes, (0, 1))
     process.join()
     counts = Counter(notes.read_text().split())
     assert len(counts) == NUM_CLIPS
     assert sum(counts.values()) - NUM_CLIPS <= kills * SETTINGS.batch_size
 
 
-def test_parts_at_once_make_the_same_cache(forkserver, manifest, whole, tmp_path):
+def test_parts_at_once_make_the_same_cache(manifest, whole, tmp_path):
     folder = tmp_path / "cache"
-    parts = [start(forkserver, manifest, folder, tmp_path / f"notes{i}", (i, 3)) for i in range(3)]
+    parts = [start(manifest, folder, tmp_path / f"notes{i}", (i, 3)) for i in range(3)]
     for process in parts:
         process.join()
         assert process.exitcode == 0

@@ -161,10 +161,9 @@ def clips(indices, frames: int = 5) -> LatentBatch:
     return LatentBatch(torch.zeros(number, 16, frames, 2, 2), text, torch.tensor(list(indices)))
 
 
-def test_the_loss_of_a_step_counts_the_given_frame(concat_run):
+def test_the_loss_of_a_step_counts_the_given_frame(concat_run, whole):
     """What the formulas say, with the network of the start, whose condition does nothing."""
     cfg = concat_run("loss", "module.condition_dropout=0.0")
-    train.train(cfg)  # makes the cache
     module, batch = build(cfg.module), held_out_batch(cfg)
     sigma, noise, text = module.draw(batch, 0)
     levels = sigma[:, 1:2].expand_as(sigma)

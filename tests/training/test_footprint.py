@@ -12,6 +12,7 @@ from pusa.models.mochi_dit import MochiDiT
 from pusa.models.variants import VARIANTS
 from pusa.models.wan_dit import WanDiT
 from pusa.pipelines.build import Model
+from pusa.training import footprint
 from pusa.training.footprint import (
     Footprint,
     Moment,
@@ -22,6 +23,15 @@ from pusa.training.footprint import (
 )
 from pusa.types import LatentSpec, Text
 from pusa.weights.lora import LoRA
+
+
+@pytest.fixture(autouse=True, scope="module")
+def each_shallow_network_once():
+    """Many of the deep networks here are told from the same two."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(footprint, "_shallow", functools.cache(footprint._shallow))
+        yield
+
 
 LORA = LoRA(8, 8)
 SHAPE = (16, 3, 8, 8)

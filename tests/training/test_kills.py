@@ -1,12 +1,9 @@
 """SIGKILL at random moments, in every phase of saving, on one process and on two: nothing is lost
 beyond the last checkpoint, and the result is that of a run which was left alone, bit for bit."""
 
-import contextlib
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,7 +15,8 @@ from pusa.training import checkpoints
 from pusa.training.checkpoints import list_saved, newest_sound
 from pusa.training.loggers import Metrics
 from pusa.weights.files import read_tensors
-from tests.conftest import REPOSITORY, add_replica
+from tests import processes
+from tests.conftest import add_replica
 from tests.training.killed import EVERY, STEPS
 from tests.training.test_strategies import environment, overrides, rows
 
@@ -33,7 +31,7 @@ def same_lora(one: Path, two: Path) -> bool:
 def saving_each_step(small_run, name: str, *more: str):
     return small_run(
         "tiny_vta", "lora.rank=4", "callbacks.checkpoints.every=1", f"name={name}",
-        "callbacks.grid=null", *more,
+        "callbacks.grid=null", "trainer.log_every_n_steps=1", *more,
     )  # fmt: skip
 
 
@@ -45,10 +43,8 @@ def place(tmp_path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twenty_kills_at_random_moments(place):
-    command = [sys.executable, "-m", "tests.training.killed", str(place), str(KILLS)]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), timeout=850, capture_output=True, text=True
-    )
+    command = ("-m", "tests.training.killed", str(place), str(KILLS))
+    done = processes.run(*command, env=environment(), timeout=850)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     attempts = [json.loads(found) for found in re.findall(r'\{"done".*?\}', done.stdout)]
     assert len(attempts) == KILLS
@@ -82,7 +78,7 @@ PHASES = {
 
 
 @pytest.mark.parametrize("phase", PHASES)
-def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, monkeypatch, phase):
+def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, whole, monkeypatch, phase):
     cfg = saving_each_step(small_run, "dies")
     target, when = PHASES[phase]
     owner, name = target.rsplit(".", 1)
@@ -109,18 +105,13 @@ def test_a_death_while_saving_leaves_the_checkpoint_before(small_run, monkeypatc
     assert saved is not None
     assert saved.step == 2
     train.train(cfg)
-    whole = saving_each_step(small_run, "lives")
-    train.train(whole)
-    assert same_lora(run, Path(whole.paths.run))
+    assert same_lora(run, whole)
     assert [p.name for p in (run / "checkpoints").iterdir() if "partial" in p.name] == []
 
 
 @pytest.mark.parametrize("step", [3, 4])  # with held-out curves after the fourth
-def test_a_death_right_after_saving_loses_no_row(small_run, monkeypatch, step):
-    cfg, whole = (
-        saving_each_step(small_run, name, "trainer.log_every_n_steps=1")
-        for name in ("dies", "lives")
-    )
+def test_a_death_right_after_saving_loses_no_row(small_run, whole, monkeypatch, step):
+    cfg = saving_each_step(small_run, "dies")
     real = checkpoints.Checkpoints.save
 
     def dying(self, trainer, again=False):
@@ -136,9 +127,8 @@ def test_a_death_right_after_saving_loses_no_row(small_run, monkeypatch, step):
     run = Path(cfg.paths.run)
     assert newest_sound(run).step == step
     train.train(cfg)
-    train.train(whole)
-    assert rows(run) == rows(Path(whole.paths.run))
-    assert len([r for r in rows(run) if "train/loss" in r]) == whole.trainer.max_steps
+    assert rows(run) == rows(whole)
+    assert len([r for r in rows(run) if "train/loss" in r]) == cfg.trainer.max_steps
 
 
 @pytest.mark.slow
@@ -146,32 +136,30 @@ def test_a_death_right_after_saving_loses_no_row(small_run, monkeypatch, step):
 def test_a_kill_of_one_of_two_processes_ends_both_and_the_rest_goes_on(place):
     """As a node failure does it. Both processes are Lightning's, started by one command."""
     common = [*overrides(place), "trainer.devices=2", "strategy=ddp", "trainer.max_steps=12"]
-    command = [sys.executable, "train.py", *common]
     env = environment()
-    subprocess.run([*command, "name=whole"], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    processes.run("train.py", *common, "name=whole", env=env).check_returncode()
     run = place / "outputs" / "killed"
-    process = subprocess.Popen([*command, "name=killed"], cwd=REPOSITORY, env=env)
-    while not (saved := list_saved(run)) and process.poll() is None:
+    killed = ("train.py", *common, "name=killed")
+    process = processes.start(*killed, env=env, out=place / "out", err=place / "err")
+    while not (saved := list_saved(run)) and process.is_alive():
         time.sleep(0.02)
     assert saved, "it ended before its first checkpoint"
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     second = next(c for c in children if b"train.py" in Path(f"/proc/{c}/cmdline").read_bytes())
     os.kill(int(second), 9)
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(60)
-    assert process.poll() not in (None, 0)
-    subprocess.run([*command, "name=killed"], cwd=REPOSITORY, env=env, check=True, timeout=200)
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+    processes.run(*killed, env=env).check_returncode()
     assert same_lora(place / "outputs" / "whole", run)
     assert rows(run) == rows(place / "outputs" / "whole")
 
 
-def test_an_exception_in_a_worker_ends_the_run_and_the_rest_goes_on(small_run, monkeypatch):
+def test_an_exception_in_a_worker_ends_the_run_and_the_rest_goes_on(small_run, whole, monkeypatch):
     """Reading fails once in a data worker, as a network disk does."""
     from pusa.data.cache import LatentCache
 
     reading = ("data.batches.num_workers=1", "data.batches.in_memory=false")
-    configs = [saving_each_step(small_run, name, *reading) for name in ("lives", "fails")]
-    train.train(configs[0])
+    cfg = saving_each_step(small_run, "fails", *reading)
     read, calls = LatentCache.read, []
 
     def failing(self, kind, key):
@@ -183,21 +171,20 @@ def test_an_exception_in_a_worker_ends_the_run_and_the_rest_goes_on(small_run, m
     with monkeypatch.context() as patched:
         patched.setattr(LatentCache, "read", failing)
         with pytest.raises(OSError, match="Input/output error"):
-            train.train(configs[1])
-    saved = newest_sound(Path(configs[1].paths.run))
+            train.train(cfg)
+    run = Path(cfg.paths.run)
+    saved = newest_sound(run)
     assert saved is not None
     assert 1 <= saved.step <= 3
-    train.train(configs[1])
-    one, two = (Path(cfg.paths.run) for cfg in configs)
-    assert same_lora(one, two)
-    assert rows(one) == rows(two)
+    train.train(cfg)
+    assert same_lora(whole, run)
+    assert rows(whole) == rows(run)
 
 
-def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(small_run, monkeypatch):
+def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(small_run, whole, monkeypatch):
     import lightning as L
 
-    configs = [saving_each_step(small_run, name) for name in ("lives", "full")]
-    train.train(configs[0])
+    cfg = saving_each_step(small_run, "full")
     save, calls = L.Trainer.save_checkpoint, []
 
     def full(self, path, *args, **options):
@@ -210,10 +197,10 @@ def test_a_disk_that_fills_up_while_saving_keeps_what_was_saved(small_run, monke
     with monkeypatch.context() as patched:
         patched.setattr(L.Trainer, "save_checkpoint", full)
         with pytest.raises(OSError, match="could not be written whole"):
-            train.train(configs[1])
-    run = Path(configs[1].paths.run)
+            train.train(cfg)
+    run = Path(cfg.paths.run)
     assert newest_sound(run).step == 2
     assert not list((run / "checkpoints").glob(".*partial"))
-    train.train(configs[1])
-    assert same_lora(Path(configs[0].paths.run), run)
-    assert rows(Path(configs[0].paths.run)) == rows(run)
+    train.train(cfg)
+    assert same_lora(whole, run)
+    assert rows(whole) == rows(run)

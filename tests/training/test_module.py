@@ -23,8 +23,12 @@ from tests.conftest import REPLICA
 
 
 def losses(cfg) -> list[float]:
+    return losses_of(Path(cfg.paths.run))
+
+
+def losses_of(run: Path) -> list[float]:
     """train/loss of every logged step of a run, over all its resumptions."""
-    rows = read_metrics(Path(cfg.paths.run) / "metrics" / "metrics.csv")
+    rows = read_metrics(run / "metrics" / "metrics.csv")
     return [float(row["train/loss"]) for row in rows if "train/loss" in row]
 
 
@@ -71,10 +75,8 @@ def test_a_finished_run_is_not_repeated_and_another_recipe_is_refused(small_run,
 
 
 @pytest.mark.parametrize("stops", [(0,), (2,), (0, 1)], ids=str)
-def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch, stops):
+def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, whole, monkeypatch, stops):
     """Early, late, and twice: Ctrl-C arrives in the step after so many."""
-    whole = small_run("tiny_vta", "lora.rank=4")
-    run(whole)
     stopped = small_run("tiny_vta", "lora.rank=4", "name=stopped")
     step, handler = VTAModule.training_step, signal.getsignal(signal.SIGINT)
     for stop in stops:
@@ -91,16 +93,15 @@ def test_a_run_stopped_by_a_signal_goes_on_bit_for_bit(small_run, monkeypatch, s
         assert exit_info.value.code == 130
         assert signal.getsignal(signal.SIGINT) is handler  # given back
     run(stopped)
-    assert losses(stopped) == losses(whole)
-    assert len(losses(whole)) == 4
-    ours, theirs = (read_tensors(f"{c.paths.run}/lora.safetensors") for c in (whole, stopped))
+    assert losses(stopped) == losses_of(whole)
+    assert len(losses_of(whole)) == 4
+    ours, theirs = (read_tensors(f"{r}/lora.safetensors") for r in (whole, stopped.paths.run))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_the_draws_of_a_sample_do_not_depend_on_its_batch(small_run):
+def test_the_draws_of_a_sample_do_not_depend_on_its_batch(small_run, whole):
     cfg = small_run("tiny_vta", "lora.rank=4")
-    train.train(cfg)  # makes the cache
     module, data = build(cfg.module), build(cfg.data.batches)
     alone = module.draw(collate([data.train_set[3]]), 7)
     together = module.draw(collate([data.train_set[i] for i in (5, 3, 1)]), 7)
@@ -108,10 +109,8 @@ def test_the_draws_of_a_sample_do_not_depend_on_its_batch(small_run):
     assert torch.equal(alone[1][0], together[1][1])
 
 
-def test_only_trainable_tensors_are_checkpointed(small_run):
-    cfg = small_run("tiny_vta", "lora.rank=4")
-    run(cfg)
-    saved = newest_sound(Path(cfg.paths.run))
+def test_only_trainable_tensors_are_checkpointed(whole):
+    saved = newest_sound(whole)
     checkpoint = torch.load(saved.state, weights_only=False)
     assert checkpoint["state_dict"]
     assert all(".lora_" in key for key in checkpoint["state_dict"])
@@ -126,9 +125,8 @@ def test_full_training_exports_official_keys(small_run):
     assert len(keys) == 15 + 27 * 6
 
 
-def test_caption_dropout_empties_the_text(small_run):
+def test_caption_dropout_empties_the_text(small_run, whole):
     cfg = small_run("tiny_vta", "lora.rank=4", "module.caption_dropout=1.0")
-    train.train(cfg)
     module, data = build(cfg.module), build(cfg.data.batches)
     text = module.draw(collate([data.train_set[i] for i in range(4)]), 0)[2]
     assert not text.mask.any()
@@ -176,17 +174,15 @@ def test_passes_of_a_step_give_the_losses_of_one_pass(small_run):
         run(small_run("tiny_vta", "lora.rank=4", "name=odd", "micro_batch=3"))
 
 
-def test_a_run_goes_on_with_another_number_of_passes(small_run):
+def test_a_run_goes_on_with_another_number_of_passes(small_run, whole):
     """As one does on fewer GPUs; one pass, then two, then four for one step each, then one."""
-    whole = small_run("tiny_vta", "lora.rank=4")
-    run(whole)
     for stop, size in ((1, 4), (2, 2), (3, 1), (4, 4)):
         parts = small_run("tiny_vta", "lora.rank=4", "name=parts", f"micro_batch={size}",
                           "allow=[micro_batch,trainer,data]", "callbacks.checkpoints.every=1",
                           "module.schedule.total=4")  # fmt: skip
         parts.trainer.max_steps = stop
         run(parts)
-    assert losses(parts) == pytest.approx(losses(whole), abs=1e-5)
+    assert losses(parts) == pytest.approx(losses_of(whole), abs=1e-5)
     assert len(losses(parts)) == 4
 
 

@@ -3,8 +3,7 @@
 import json
 import os
 import socket
-import subprocess
-import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,8 @@ import torch
 from pusa.training import ranks
 from pusa.training.loggers import read_metrics
 from pusa.weights.files import read_tensors
-from tests.conftest import REPOSITORY, add_replica
+from tests import processes
+from tests.conftest import add_replica
 from tests.training.test_strategies import environment, overrides
 
 
@@ -56,30 +56,35 @@ time.sleep(2)
 """
 
 
-def two_nodes(*command: str, port: int | None = None, **options) -> list[subprocess.Popen]:
-    """The same command on two "nodes" on loopback, the second one first."""
-    port = port or free_port()
+def two_nodes(folder: Path, *command: str) -> list[ForkServerProcess]:
+    """The same command on two "nodes" on loopback, the second one first; what they say is in
+    folder/out0, err0, out1 and err1."""
+    port = free_port()
     started = []
     for node in (1, 0):
         env = environment() | {
             "NODE_RANK": str(node), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         }  # fmt: skip
-        started.append(subprocess.Popen(command, cwd=REPOSITORY, env=env, text=True, **options))
+        files = {name: folder / f"{name}{node}" for name in ("out", "err")}
+        started.append(processes.start(*command, env=env, **files))
     return started[::-1]
 
 
 @pytest.mark.parametrize("word", ["works", "fails"])
-def test_the_first_of_two_nodes_answers_both_and_its_failure_is_theirs(word):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    nodes = two_nodes(sys.executable, "-c", ASKS, word, **pipes)
-    (out0, err0), (out1, err1) = (node.communicate(timeout=120) for node in nodes)
+def test_the_first_of_two_nodes_answers_both_and_its_failure_is_theirs(tmp_path, word):
+    nodes = two_nodes(tmp_path, "-c", ASKS, word)
+    for node in nodes:
+        node.join(120)
+    (out0, err0), (out1, err1) = (
+        [(tmp_path / f"{name}{i}").read_text() for name in ("out", "err")] for i in (0, 1)
+    )
     if word == "works":
         assert out0 == out1
         assert out0.splitlines() == ["{'finished': True}", f"{{'pid': {nodes[0].pid}}}"]
     else:
         assert "ValueError: no clips are left" in err0
         assert "the first process stopped (ValueError: no clips are left)" in err1
-        assert nodes[1].returncode == 1
+        assert nodes[1].exitcode == 1
 
 
 @pytest.mark.slow
@@ -89,16 +94,16 @@ def test_two_nodes_started_by_hand_train_as_one_process(tmp_path):
     add_replica(tmp_path)
     common = [*overrides(tmp_path), "logger.wandb=offline"]
     env = environment()
-    single = [sys.executable, "train.py", *common, "name=single", "logger.wandb=off"]
-    pairs = [sys.executable, "train.py", *common, "name=nodes", "strategy=ddp",
-             "trainer.num_nodes=2"]  # fmt: skip
+    single = ["train.py", *common, "name=single", "logger.wandb=off"]
+    pairs = ["train.py", *common, "name=nodes", "strategy=ddp", "trainer.num_nodes=2"]
     short = ["trainer.max_steps=3"]
     longer = ["allow=[trainer,data,module]"]
     for more in (short, longer):
-        for node in two_nodes(*pairs, *more):
-            assert node.wait(280) == 0
-    subprocess.run([*single, *short], cwd=REPOSITORY, env=env, check=True, timeout=200)
-    subprocess.run([*single, *longer], cwd=REPOSITORY, env=env, check=True, timeout=200)
+        for node in two_nodes(tmp_path, *pairs, *more):
+            node.join(280)
+            assert node.exitcode == 0, (tmp_path / "err0").read_text()[-3000:]
+    for more in (short, longer):
+        processes.run(*single, *more, env=env).check_returncode()
     one, two = (tmp_path / "outputs" / name for name in ("single", "nodes"))
     losses = [
         [
@@ -121,17 +126,9 @@ def test_two_nodes_started_by_hand_train_as_one_process(tmp_path):
 
 
 def test_a_single_process_strategy_refuses_two(tmp_path):
-    command = [
-        sys.executable,
-        "train.py",
-        *overrides(Path(tmp_path)),
-        "name=x",
-        "trainer.devices=2",
-    ]
     add_replica(tmp_path)
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=200
-    )
+    words = [*overrides(tmp_path), "name=x", "trainer.devices=2"]
+    done = processes.run("train.py", *words, env=environment())
     assert done.returncode == 1
     assert "strategy=single is one process, there are 2; choose strategy=ddp" in done.stderr
 
