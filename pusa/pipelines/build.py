@@ -204,10 +204,13 @@ class Model:
         target = Path(folder) / f"{fingerprint(path)}-{dtype}"
         return str(ready_copy(path, target, PRECISIONS[dtype], keep))
 
-    def build_backbone(self, seed: int = 0, merged: Sequence[PlacedLoRA] = ()) -> nn.Module:
+    def build_backbone(
+        self, seed: int = 0, merged: Sequence[PlacedLoRA] = (), device: torch.device | None = None
+    ) -> nn.Module:
         """The network with its weights, frozen, in eval mode; a random start without weights.
 
-        merged: LoRAs that go into the weights for good, before they are rounded or packed.
+        merged: LoRAs that go into the weights for good, before they are rounded or packed; device:
+        where it is to be, see `load_weights`.
         WeightsError for one that does not fit. ValueError for a model of two: take one
         with `for_expert`, or `build_experts`.
         """
@@ -223,24 +226,28 @@ class Model:
             merge_into(backbone, loras, self.expert)
             if self.storage is not None:
                 store_layers(backbone, self.storage)
-            return backbone
+            return backbone if device is None else backbone.to(device)
         with torch.device("meta"):
             backbone = self.backbone()
-        load_weights(backbone, path, PRECISIONS[self.dtype], self.storage, loras, self.expert)
+        load_weights(
+            backbone, path, PRECISIONS[self.dtype], self.storage, loras, self.expert, device
+        )
         return backbone.eval().requires_grad_(False)
 
     def build_experts(
-        self, loras: Iterable[PlacedLoRA] = (), seed: int = 0, merged: bool = False
-    ) -> Experts:
-        """Its network or networks for sampling, in main memory, with LoRAs placed on `experts()`:
-        beside the weights, where strengths can be changed later, or merged into them.
+        self, loras: Iterable[PlacedLoRA] = (), seed: int = 0, merged: bool = False,
+        device: torch.device | None = None,
+    ) -> Experts:  # fmt: skip
+        """Its network or networks for sampling, with LoRAs placed on `experts()`: beside the
+        weights, where strengths can be changed later, or merged into them. device: where all of
+        them are loaded to, None for main memory.
 
         WeightsError for a LoRA that does not fit.
         """
         networks = []
         for expert in self.experts():
             own = [lora for lora in loras if lora.expert == expert]
-            network = self.for_expert(expert).build_backbone(seed, own if merged else ())
+            network = self.for_expert(expert).build_backbone(seed, own if merged else (), device)
             for number, lora in enumerate(() if merged else own):
                 load_lora(network, lora.adapter, lora.strength, f"lora{number}", expert)
             floor = self.noise_range(expert)[0] if self.expert == "both" else 0.0

@@ -100,7 +100,10 @@ class Studio:
         """Latents (B, C, F, h, w), on the CPU."""
         negative = self.negative() if sampler.guidance_scale != 1 else None
         if self._experts is None:
-            self._experts = self.model.build_experts(self.loras, merged=self._merged)
+            loaded_to = None if self.weights_wait or self.device.type == "cpu" else self.device
+            self._experts = self.model.build_experts(
+                self.loras, merged=self._merged, device=loaded_to
+            )
             self._experts.one_at_a_time |= self.memory.offload
             self._experts.streamed |= self.memory.stream
             self._experts.to(self.device)

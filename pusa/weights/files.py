@@ -163,7 +163,7 @@ def _open_index(path: Path) -> Tensors:
 def load_weights(
     model: nn.Module, path: str | Path, dtype: torch.dtype | None = None,
     storage: str | None = None, loras: Sequence[tuple[Adapter, float]] = (),
-    expert: str | None = None,
+    expert: str | None = None, device: torch.device | None = None,
 ) -> None:  # fmt: skip
     """Fill a model, which may be on meta, from a checkpoint of any layout, with LoRAs merged in.
 
@@ -172,8 +172,9 @@ def load_weights(
     "float8", in which the blocks' linear layers are kept, see `store_layers`: of their dense
     weights a few rows are in memory at a time. loras: (adapter, strength), whose updates are added
     in float32 before a weight is rounded, once, or packed; expert: which network this is, by
-    default told from the checkpoint's place. WeightsError, and nothing is read, if checkpoint or
-    LoRA does not fit; nothing is assigned unless all is read.
+    default told from the checkpoint's place. device: where the model goes, tensor by tensor, so
+    that main memory holds a shard at a time; None leaves it there. WeightsError, and nothing is
+    read, if checkpoint or LoRA does not fit; nothing is assigned unless all is read.
     """
     official = to_official(open_checkpoint_files(path))
     specs = official.specs()
@@ -189,7 +190,7 @@ def load_weights(
     cast = any(spec.dtype != targets[key] for key, spec in specs.items()) or bool(scales)
     mapped = {
         key for key, spec in specs.items()
-        if spec.dtype == targets[key] and (not cast or spec.dtype == dtype)
+        if device is None and spec.dtype == targets[key] and (not cast or spec.dtype == dtype)
         and key not in updates and key not in scales
     }  # fmt: skip
     ready: dict[str, Tensor] = {}
@@ -197,9 +198,9 @@ def load_weights(
         for key, tensor in in_turn(official, [key for key in official if key not in mapped]):
             found = updates.get(key, [])
             if storage is not None and key in scales:
-                ready[key], ready[scales[key]] = packed(tensor, found, storage)
+                ready[key], ready[scales[key]] = packed(tensor, found, storage, device)
             else:
-                ready[key] = rounded(tensor, found, targets[key])
+                ready[key] = rounded(tensor, found, targets[key], device)
             bar.update(num_bytes(tensor))
     # Last, from files opened anew: a mapping that was read from holds what was read in memory.
     ready |= {key: official[key] for key in official if key in mapped}

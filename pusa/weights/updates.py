@@ -46,23 +46,29 @@ def updates_of(loras: Iterable[tuple[Adapter, float]], key: str) -> list[Update]
     return found
 
 
-def rounded(tensor: Tensor, updates: Sequence[Update], dtype: torch.dtype) -> Tensor:
+def rounded(
+    tensor: Tensor, updates: Sequence[Update], dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Tensor:  # fmt: skip
     """A new tensor of dtype: tensor + its updates, the sum in float32; without updates the cast
-    alone, whatever the dtypes."""
-    result = in_large_pages(torch.empty(tensor.shape, dtype=dtype))
+    alone, whatever the dtypes. device: where the result is, and where the sums are taken."""
+    result = in_large_pages(torch.empty(tensor.shape, dtype=dtype, device=device))
     if not updates:
         return result.copy_(tensor)
     rows = _rows(result)
-    for place, wide in _sums(tensor, updates):
+    for place, wide in _sums(tensor, updates, device):
         rows[place].copy_(wide)
     return result
 
 
-def packed(tensor: Tensor, updates: Sequence[Update], storage: str) -> tuple[Tensor, Tensor]:
-    """`pack` of tensor (out, in) + its updates: the sum is not rounded before."""
-    numbers = in_large_pages(torch.empty(tensor.shape, dtype=torch.int8))
-    scale = torch.empty(len(tensor), 1)
-    for place, wide in _sums(tensor, updates):
+def packed(
+    tensor: Tensor, updates: Sequence[Update], storage: str, device: torch.device | None = None
+) -> tuple[Tensor, Tensor]:
+    """`pack` of tensor (out, in) + its updates: the sum is not rounded before. device: as of
+    `rounded`."""
+    numbers = in_large_pages(torch.empty(tensor.shape, dtype=torch.int8, device=device))
+    scale = torch.empty(len(tensor), 1, device=device)
+    for place, wide in _sums(tensor, updates, device):
         numbers[place], scale[place] = pack(wide, storage)
     return numbers, scale
 
@@ -71,20 +77,24 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1) if tensor.ndim > 1 else tensor.reshape(1, -1)
 
 
-def _sums(tensor: Tensor, updates: Sequence[Update]) -> Iterator[tuple[slice, Tensor]]:
+def _sums(
+    tensor: Tensor, updates: Sequence[Update], device: torch.device | None
+) -> Iterator[tuple[slice, Tensor]]:
     """Rows and their float32 sums, which are overwritten by the next ones'."""
     source = _rows(tensor)
     height = max(1, BLOCK // max(1, source.shape[1]))
-    buffer = torch.empty(min(height, len(source)), source.shape[1])
-    wide = [  # LoRAs of half precision are summed in float32, too
+    buffer = torch.empty(min(height, len(source)), source.shape[1], device=device)
+
+    def there(part: Tensor | None) -> Tensor | None:  # half precision is summed in float32, too
+        return None if part is None else part.to(device or "cpu", torch.float32)
+
+    wide = [
         (
-            None if update.B is None else update.B.float(),
-            None if update.A is None else update.A.float(),
-            None if update.diff is None else update.diff.reshape(source.shape),
-            update,
+            there(update.B), there(update.A),
+            None if update.diff is None else update.diff.reshape(source.shape), update,
         )
         for update in updates
-    ]
+    ]  # fmt: skip
     for start in range(0, len(source), height):
         place = slice(start, start + height)
         total = buffer[: len(source[place])].copy_(source[place])
@@ -92,5 +102,5 @@ def _sums(tensor: Tensor, updates: Sequence[Update]) -> Iterator[tuple[slice, Te
             if b is not None and a is not None:
                 total.addmm_(b[place], a, alpha=update.scale)
             if diff is not None:
-                total.add_(diff[place].float(), alpha=update.strength)
+                total.add_(diff[place].to(total.device, torch.float32), alpha=update.strength)
         yield place, total

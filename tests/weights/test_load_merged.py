@@ -120,3 +120,19 @@ def test_a_model_in_memory_takes_them_as_well(base):
     merge_into(model, loras)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, expected.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("storage", [None, "int8", "float8"])
+def test_straight_to_a_device_it_is_the_same(base, storage):
+    model, path = base
+    loras = two_loras(model)
+    expected = loaded(path, torch.bfloat16, storage, loras).state_dict()
+    found = {}
+    for device in map(torch.device, ("cpu", "meta")):  # on meta: that nothing stays behind
+        there = VARIANTS[T2V].build()
+        load_weights(there, path, torch.bfloat16, storage, loras, device=device)
+        found[device.type] = there.state_dict()
+        assert {tensor.device.type for tensor in found[device.type].values()} == {device.type}
+    for key, tensor in expected.items():
+        assert torch.equal(tensor, found["cpu"][key]), key
+        assert tensor.dtype == found["meta"][key].dtype
