@@ -105,7 +105,7 @@ def test_a_twin_differs_from_its_model_in_size_and_recomputation_alone(name, roo
     for key in ("flow", "spec", "fps", "guidance_scale", "negative_prompt", "expert"):
         assert big.get(key) == tiny.get(key)
     recomputed = [model["backbone"]["checkpointing"] for model in (big, tiny)]
-    assert recomputed == ["blocks", "none"]
+    assert recomputed == ["blocks_half", "none"]
 
 
 @pytest.mark.parametrize("name", names("timesteps"))

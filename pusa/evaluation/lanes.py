@@ -1,8 +1,8 @@
 """The rows of a benchmark on their way: where their videos are, who makes them, their scores."""
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from pusa.evaluation.provenance import (
     manifest_of_videos,
     require_alike,
 )
+from pusa.evaluation.quiet import quiet
 from pusa.evaluation.scoring import VideoScore
 from pusa.evaluation.vbench_suite import PromptSuite, SuiteVideo
 from pusa.pipelines import produce
@@ -259,22 +260,11 @@ def _unmade(lane: Lane, part: Part, overwrite: bool) -> list[Work]:
 
 def _make(maker: Maker, works: Sequence[Work], bar: Callable[[Iterable], Iterable]) -> None:
     for number, work in enumerate(bar(works)):
-        with _told(once=number == 0):
+        # What `produce` says of a video is said of the first one: the others are like it.
+        with quiet(produce.__name__) if number else nullcontext():
             maker.make(work)
     if isinstance(maker, ModelMaker):
         maker.release()
-
-
-@contextmanager
-def _told(once: bool) -> Iterator[None]:
-    """What `produce` says of a video is said of the first one: the others are like it."""
-    speaker = logging.getLogger(produce.__name__)
-    level = speaker.level
-    speaker.setLevel(level if once else logging.WARNING)
-    try:
-        yield
-    finally:
-        speaker.setLevel(level)
 
 
 def score(

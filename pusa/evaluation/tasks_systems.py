@@ -2,7 +2,6 @@
 one, which show what a number costs."""
 
 import json
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -14,6 +13,7 @@ from torch import Tensor
 from pusa.data import video
 from pusa.data.hashing import content_key, file_digest
 from pusa.evaluation.compare import CRF
+from pusa.evaluation.quiet import quiet
 from pusa.evaluation.suite import ClipItem
 from pusa.evaluation.tasks_cases import Case, media_of, seam_of
 from pusa.pipelines.build import Model
@@ -64,8 +64,8 @@ class Producer:
         if _made_with(work.path, key):
             return
         # What they say of every video is the same for all clips of a case.
-        logging.getLogger("pusa.pipelines").setLevel(logging.WARNING)
-        produce(self.model, self.sampler, what, {"key": key}, studio=self.studio)
+        with quiet("pusa.pipelines"):
+            produce(self.model, self.sampler, what, {"key": key}, studio=self.studio)
 
 
 def _made_with(path: Path, key: str) -> bool:
