@@ -12,9 +12,10 @@ from benchmarks.cases_forward import Setting, compare
 from benchmarks.goals import GOALS, MERGED, judge, times_faster_at_most
 from benchmarks.harness import UnequalError, check_equal, num_flops, take_turns
 from benchmarks.memory import LiveMemory
-from benchmarks.networks import WIDTHS, pair
+from benchmarks.networks import WIDTHS, pair, training_pair
 from benchmarks.page import write_page
 from benchmarks.store import Store
+from pusa.models.checkpointing import Checkpointing
 
 CPU = torch.device("cpu")
 FACTS = {"device": "cpu", "processor": "one", "threads": 1, "bfloat16_instructions": [],
@@ -199,3 +200,10 @@ def test_cases_without_a_peer_have_their_tables(tmp_path):
     for title in ("Exactness of attention", "Where the time goes", "Checkpointing: time"):
         assert f"## {title}" in page
     assert (tmp_path / "images" / "bench_frontier_tiny_float32_3.png").stat().st_size > 1000
+
+
+def test_neither_side_recomputes_blocks_unless_it_is_told_to():
+    modules = training_pair(WIDTHS["tiny"], "float32", CPU, None)
+    ours, theirs = (module.backbone for module in modules.values())
+    assert ours.checkpointing == Checkpointing.named("none")
+    assert theirs.model.gradient_checkpointing is False

@@ -83,6 +83,8 @@ def test_a_model_of_another_size_is_else_the_same(sized, root):
     one, other = (plain_config(compose_config("train", f"model={n}", "name=x").model)
                   for n in (sized, SIZES[sized]))  # fmt: skip
     assert (one["height"], one["width"]) == (720, 1280)
+    policies = [model["backbone"].pop("checkpointing") for model in (one, other)]
+    assert policies == ["offload", "blocks_half"]
     assert one | {"height": 480, "width": 832} == other
 
 
