@@ -14,10 +14,11 @@ os.umask(_UMASK)
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, keep: bool = False) -> Iterator[Path]:
     """A temporary name beside `path` to write to; renamed onto it at the end, removed on failure.
 
-    Keeps the suffix, by which writers choose a format. Makes missing folders.
+    Keeps the suffix, by which writers choose a format. Makes missing folders. keep: a file that
+    another process has made meanwhile stays, where the file system has hard links.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,9 +28,19 @@ def replacing(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         os.chmod(partial, 0o666 & ~_UMASK)  # some writers make files that only the owner can read
-        os.replace(partial, path)
+        if not (keep and _linked(partial, path)):
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _linked(partial: Path, path: Path) -> bool:
+    """Whether `path` is there now, of this process or another; False if it cannot be told."""
+    try:
+        os.link(partial, path)
+    except OSError as error:
+        return isinstance(error, FileExistsError)
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

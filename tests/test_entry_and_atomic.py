@@ -34,6 +34,21 @@ def test_written_files_are_as_readable_as_any_other(tmp_path):
     assert (tmp_path / "a.bin").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_what_another_process_made_meanwhile_is_kept_if_told(tmp_path, monkeypatch, links):
+    def link(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", link)
+    path = tmp_path / "a.txt"
+    for text in ("first", "second"):
+        with replacing(path, keep=True) as partial:
+            partial.write_text(text)
+    assert path.read_text() == ("first" if links else "second")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
 def test_json_refuses_what_json_does_not_have(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "a.json", float("nan"))

@@ -24,6 +24,7 @@ from pusa.data.cache import (
 from pusa.data.hashing import content_key
 
 PACK_BYTES = 2**29
+UNFINISHED = (".*.partial*", ".tmp??????")  # ours, and those that safetensors makes beside them
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def delete_damaged(cache: LatentCache, health: Health) -> None:
 def leftovers(cache: LatentCache, older_than: float = 86_400) -> list[Path]:
     """Unfinished files of processes that were killed, untouched for so many seconds."""
     limit = time.time() - older_than
-    hidden = (p for p in cache.folder.rglob(".*.partial*") if p.is_file())
+    hidden = (p for name in UNFINISHED for p in cache.folder.rglob(name) if p.is_file())
     return sorted(p for p in hidden if p.stat().st_mtime < limit)
 
 

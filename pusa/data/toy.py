@@ -240,14 +240,16 @@ def write_dataset(
 ) -> Path:
     """Render scenes to `folder/train/*.mp4` with `metadata.csv` and `truth.jsonl`.
 
-    Clips that are already there are kept: a stopped run goes on. Returns the manifest's path.
+    Clips that are already there are kept: a stopped run goes on, and processes may do it at once.
+    Returns the manifest's path.
     """
     folder = Path(folder)
     (folder / "train").mkdir(parents=True, exist_ok=True)
     for scene in progress(scenes):
         target = folder / "train" / _file_name(scene)
         if not target.exists():
-            video.write_video(target, render(scene).frames, fps)
+            with replacing(target, keep=True) as partial:  # of a cache that knows it by its time
+                video.write_video(partial, render(scene).frames, fps)
     rows = [(_file_name(scene), scene.caption) for scene in scenes]
     truth = "".join(json.dumps(asdict(scene)) + "\n" for scene in scenes)
     write_text(folder / "truth.jsonl", truth)

@@ -138,11 +138,13 @@ def test_what_no_index_names_is_collected_and_nothing_else(tmp_path):
 
 def test_unfinished_files_of_yesterday_are_leftovers(tmp_path):
     cache, _ = filled(tmp_path, 1)
-    for name, age in (("old", 90_000), ("new", 0)):
-        file = tmp_path / "latents" / "00" / f".{name}.123.partial.safetensors"
+    names = {"old": ".0a.123.partial.safetensors", "new": ".0b.123.partial.safetensors",
+             "old of safetensors": ".tmpA1b2C3", "new of safetensors": ".tmpD4e5F6"}  # fmt: skip
+    for kind, name in names.items():
+        file = tmp_path / "latents" / "00" / name
         file.write_bytes(b"half")
-        os.utime(file, (time.time() - age,) * 2)
-    assert [p.name for p in leftovers(cache)] == [".old.123.partial.safetensors"]
+        os.utime(file, (time.time() - (90_000 if "old" in kind else 0),) * 2)
+    assert [p.name for p in leftovers(cache)] == [names["old"], names["old of safetensors"]]
     assert len(list(cache.items())) == 2
     assert not verify(cache).damaged
 

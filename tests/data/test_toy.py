@@ -88,6 +88,22 @@ def test_dataset_has_the_public_layout_and_goes_on_where_it_stopped(tmp_path):
     assert sorted(p.suffix for p in tmp_path.iterdir()) == ["", ".csv", ".jsonl"]
 
 
+def test_a_clip_that_another_process_rendered_meanwhile_stays(tmp_path, monkeypatch):
+    """A cache knows clips by their time: had it changed, parts that encode at once would each wait
+    for clips of the other."""
+    target, write = tmp_path / "train" / "heldout_0_000000_17x32x32.mp4", toy.video.write_video
+    stamps = []
+
+    def at_once(path, *rest):
+        write(target, *rest)
+        stamps.append(target.stat().st_mtime_ns)
+        write(path, *rest)
+
+    monkeypatch.setattr(toy.video, "write_video", at_once)
+    toy.write_dataset(tmp_path, [toy.make_scene(0, "heldout", 0)])
+    assert stamps == [target.stat().st_mtime_ns]
+
+
 def test_impossible_scenes_are_named():
     with pytest.raises(ValueError, match="use fewer frames or larger pictures"):
         toy.render(scene(num_frames=65))

@@ -46,6 +46,7 @@ def attempt(root: Path, name: str, early: float | None = None, late: float | Non
     before = newest(root, name)
     child = os.fork()
     if child == 0:
+        torch.set_num_threads(1)  # anew, before threads do it at once and find no pool
         try:
             train.train(config(root, name))
         except BaseException as error:
