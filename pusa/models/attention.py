@@ -3,7 +3,7 @@
 import importlib.util
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -116,14 +116,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor, backend: str = "sdpa") -> Tensor:
     return kernel(q, k, v)
 
 
+def attention_within(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int] | None, backend: str = "sdpa"
+) -> Tensor:
+    """`attention` of every sample's first tokens to one another, so many as `lengths` (B) says; of
+    those behind, which are padding, zeros come out. None: no sample has any.
+
+    Sample by sample, so that the kernels without masks can do it, which are the fastest.
+    """
+    if lengths is None:
+        return attention(q, k, v, backend)
+    out = v.new_zeros(q.shape)
+    for i, length in enumerate(lengths):
+        out[i : i + 1, :length] = attention(
+            *(part[i : i + 1, :length] for part in (q, k, v)), backend
+        )
+    return out
+
+
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: str = "sdpa"
 ) -> Tensor:
     """`attention` with a mask over the keys: bool (B, num_keys), keys where it is False left out,
     or numbers, added to the logits; None keeps them all as they are.
 
-    A mask always takes torch's own kernel, so that no backend has to support one. Every sample
-    needs a key that is kept, else its rows are NaN.
+    A mask always takes torch's own kernel, so that no backend has to support one: it is for few
+    keys, those of a caption. Every sample needs a key that is kept, else its rows are NaN.
     """
     if mask is None:
         return attention(q, k, v, backend)

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pusa.models.attention import check_attention, masked_attention
+from pusa.models.attention import attention_within, check_attention, masked_attention
 from pusa.models.base import BlockGuard, BlockRunner, PreparedText
 from pusa.models.checkpointing import Checkpointing
 from pusa.models.layers import (
@@ -36,6 +36,8 @@ FREQ_DIM = 256
 POOL_HEADS = 8
 EPS, QK_EPS = 1e-6, 1e-5
 REFERENCE_SIDE = 192  # rows and columns are spread over an area of 192 x 192, whatever their number
+# Of each sample the number of tokens, of pixels and text, that are no padding; None: all are none.
+Lengths = tuple[int, ...] | None
 
 
 def modulation(linear: nn.Linear, conditioning: Tensor) -> Tensor:
@@ -137,16 +139,16 @@ class JointAttention(nn.Module):
         self.proj_y = nn.Linear(dim, text_stream_dim) if update_text else None
 
     def forward(
-        self, x: Tensor, y: Tensor, rope: Tensor, kept: Tensor | None
+        self, x: Tensor, y: Tensor, rope: Tensor, lengths: Lengths
     ) -> tuple[Tensor, Tensor | None]:
-        """x: (B, N, D); y: (B, L, D_text); kept: (B, N + L) keys that are no padding, or None."""
+        """x: (B, N, D); y: (B, L, D_text)."""
         q_x, k_x, v_x = self.qkv_x(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         q_y, k_y, v_y = self.qkv_y(y).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
         # The last block's text queries are asked, too: unused weights would stop data parallelism.
         q = torch.cat([self._rotate(self.q_norm_x(q_x), rope), self.q_norm_y(q_y)], dim=1)
         k = torch.cat([self._rotate(self.k_norm_x(k_x), rope), self.k_norm_y(k_y)], dim=1)
         v = torch.cat([v_x, v_y], dim=1)
-        out = masked_attention(q, k, v, kept, self.backend).flatten(-2)
+        out = attention_within(q, k, v, lengths, self.backend).flatten(-2)
         out_x, out_y = out.split([x.shape[1], y.shape[1]], dim=1)
         return self.proj_x(out_x), self.proj_y(out_y) if self.proj_y is not None else None
 
@@ -190,12 +192,7 @@ class Block(nn.Module):
         self.mlp_y = SwiGLU(text_stream_dim) if update_text else None
 
     def forward(
-        self,
-        x: Tensor,
-        y: Tensor,
-        conditioning: Tensor,
-        rope: Tensor,
-        kept: Tensor | None,
+        self, x: Tensor, y: Tensor, conditioning: Tensor, rope: Tensor, lengths: Lengths
     ) -> tuple[Tensor, Tensor]:
         """x: (B, F, S, D); y: (B, 1, L, D_text); conditioning: (B, F, D) float32.
 
@@ -205,7 +202,7 @@ class Block(nn.Module):
         mean = conditioning.mean(1, keepdim=True)
         text_scale, *text = modulation(self.mod_y, mean).split(y.shape[-1], dim=-1)
         visual_branch, text_branch = self.attn(
-            scaled(x, scale).flatten(1, 2), scaled(y, text_scale)[:, 0], rope, kept
+            scaled(x, scale).flatten(1, 2), scaled(y, text_scale)[:, 0], rope, lengths
         )
         x = add_normed(x, visual_branch.view_as(x), gate)
         x = add_normed(x, self.mlp_x(scaled(x, mlp_scale)), mlp_gate)
@@ -286,11 +283,12 @@ class MochiDiT(nn.Module):
         1.6 MB a caption of Mochi-1 in float32. ValueError for any shape that does not fit.
         """
         check_text(text, None, self.text_dim, self.text_len)
-        embedding, mask = self._trimmed(text)
+        embedding, lengths = self._trimmed(text)
+        mask = torch.arange(embedding.shape[1], device=embedding.device) < lengths[:, None]
         pooled = self.t5_y_embedder(embedding, mask).float()
         tokens = self.t5_yproj(embedding)[:, None]
-        padding = None if bool(mask.all()) else mask
-        return PreparedText(weakref.ref(self), len(mask), tokens.dtype, (pooled, tokens, padding))
+        uneven = None if bool(mask.all()) else lengths.tolist()
+        return PreparedText(weakref.ref(self), len(mask), tokens.dtype, (pooled, tokens, uneven))
 
     def forward(self, latents: Tensor, sigma: Tensor, text: Text | PreparedText) -> Tensor:
         """Velocity, noise - clean, of noisy latents.
@@ -305,13 +303,13 @@ class MochiDiT(nn.Module):
         sigma = sigma.float()
         if sigma.ndim == 1:
             sigma = sigma[:, None].expand(batch, frames)
-        pooled, y, mask = self._prepared(text, batch).parts
+        pooled, y, uneven = self._prepared(text, batch).parts
         conditioning = self.t_embedder(sigma) + pooled
         grid = (frames, height // PATCH, width // PATCH)
         rope = self._rope(grid)
-        kept = None if mask is None else functional.pad(mask, (math.prod(grid), 0), value=True)
+        lengths = None if uneven is None else tuple(math.prod(grid) + length for length in uneven)
         # The first stream has no name here: it would be kept as long as the blocks run.
-        x, _ = self._run_blocks(self.x_embedder(latents), y, conditioning, rope, kept)
+        x, _ = self._run_blocks(self.x_embedder(latents), y, conditioning, rope, lengths)
         clean_minus_noise = rearrange(
             self.final_layer(x, conditioning), "b f (h w) (p q c) -> b c f (h p) (w q)",
             h=grid[1], w=grid[2], p=PATCH, q=PATCH,
@@ -319,26 +317,21 @@ class MochiDiT(nn.Module):
         return -clean_minus_noise.to(latents.dtype)
 
     def _run_blocks(
-        self,
-        x: Tensor,
-        y: Tensor,
-        conditioning: Tensor,
-        rope: Tensor,
-        kept: Tensor | None,
+        self, x: Tensor, y: Tensor, conditioning: Tensor, rope: Tensor, lengths: Lengths,
         span: slice | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """x, y through the blocks, or those of a span; arguments as of `Block.forward`."""
         if span is None and self.block_runner is not None:
 
             def run(x: Tensor, start: int, end: int | None) -> Tensor:
                 nonlocal y
-                x, y = self._run_blocks(x, y, conditioning, rope, kept, slice(start, end))
+                x, y = self._run_blocks(x, y, conditioning, rope, lengths, slice(start, end))
                 return x
 
             return self.block_runner(run, x), y
         for i in range(len(self.blocks))[span or slice(None)]:
             with self.block_guard(i):
-                x, y = self.checkpointing.run(self.blocks[i], i, x, y, conditioning, rope, kept)
+                x, y = self.checkpointing.run(self.blocks[i], i, x, y, conditioning, rope, lengths)
         return x, y
 
     def _prepared(self, text: Text | PreparedText, batch: int) -> PreparedText:
@@ -349,12 +342,14 @@ class MochiDiT(nn.Module):
         return text
 
     def _trimmed(self, text: Text) -> tuple[Tensor, Tensor]:
-        """Embedding and mask up to the longest caption's end, zeros where a caption is shorter."""
-        columns = text.mask.any(0).tolist()
-        length = max((index + 1 for index, real in enumerate(columns) if real), default=0)
-        mask = text.mask[:, :length]
-        embedding = text.embedding[:, :length].masked_fill(~mask[..., None], 0.0)
-        return embedding.to(self.t5_yproj.weight.dtype), mask
+        """Every caption's tokens, without what its mask leaves out, and their numbers (B,): as long
+        as the longest, zeros where a caption is shorter."""
+        lengths = text.mask.sum(1)
+        order = text.mask.int().argsort(dim=1, descending=True, stable=True)
+        order = order[:, : int(lengths.max())]
+        embedding = text.embedding.masked_fill(~text.mask[..., None], 0.0)
+        embedding = embedding.take_along_dim(order[..., None], dim=1)
+        return embedding.to(self.t5_yproj.weight.dtype), lengths
 
     def _rope(self, grid: tuple[int, int, int]) -> Tensor:
         """cos and sin (N * heads, head_dim/2, 2), tokens in (f, h, w) order, heads fastest.

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import wandb
 from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor
 
@@ -189,6 +188,8 @@ class LossMap(L.Callback):
         self._drawn = torch.zeros_like(self._drawn)
         edges = torch.linspace(0, 1, HISTOGRAM + 1).numpy()
         for logger in (one for one in trainer.loggers if isinstance(one, WandbLogger)):
+            import wandb  # a second of it, which other runs do not need
+
             shown: Any = wandb.Histogram(np_histogram=(drawn.long().numpy(), edges))
             logger.log_metrics({"train/sigmas": shown}, step=trainer.global_step - 1)
         if trainer.is_global_zero:

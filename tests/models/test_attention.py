@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from pusa.models import attention as module
-from pusa.models.attention import attention, check_attention, choose, many_in_few, masked_attention
+from pusa.models.attention import (
+    attention,
+    attention_within,
+    check_attention,
+    choose,
+    many_in_few,
+    masked_attention,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -45,6 +52,30 @@ def test_a_bool_mask_leaves_keys_out():
     mask = torch.tensor([[True, True, False, True]])
     expected = attention(q, k[:, mask[0]], v[:, mask[0]])
     torch.testing.assert_close(masked_attention(q, k, v, mask), expected, atol=1e-6, rtol=0)
+
+
+def test_padding_is_left_out_without_a_mask(monkeypatch):
+    q, k, v = torch.randn(3, 3, 6, 2, 8, generator=torch.Generator().manual_seed(0)).unbind(0)
+    q.requires_grad_()
+    lengths, called = (6, 4, 1), []
+
+    def kernel(*parts):
+        called.append([len(part[0]) for part in parts])
+        return module._sdpa(*parts)
+
+    fake = types.ModuleType("flash_attn")
+    fake.flash_attn_func = kernel
+    monkeypatch.setitem(sys.modules, "flash_attn", fake)
+    monkeypatch.setattr(module, "_chosen", lambda backend, *_: backend)
+    out = attention_within(q, k, v, lengths, "flash_2")
+    assert called == [[n, n, n] for n in lengths]
+    mask = torch.arange(6) < torch.tensor(lengths)[:, None]
+    expected = masked_attention(q, k, v, mask) * mask[..., None, None]
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+    weights = torch.randn_like(out)
+    (ours,) = torch.autograd.grad((out * weights).sum(), q)
+    (theirs,) = torch.autograd.grad((expected * weights).sum(), q)
+    torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
 
 @pytest.fixture

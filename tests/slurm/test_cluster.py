@@ -21,7 +21,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 STEPS = 32
 SMALL = (
     "experiment=tiny_vta", "logger.wandb=off", "data.num_clips=16", "data.heldout.toy.num_clips=4",
-    "batch_size=4", "lora.rank=4", "callbacks.grid=null", f"trainer.max_steps={STEPS}",
+    "batch_size=4", "lora.rank=4", "callbacks.grid=null", "callbacks.track.curve=null",
+    f"trainer.max_steps={STEPS}",
     "trainer.val_check_interval=16", "trainer.log_every_n_steps=1",
 )  # fmt: skip
 TWO_NODES = ("--nodes=2", "slurm/train.sbatch", *SMALL, "strategy=ddp")
@@ -58,7 +59,9 @@ def tasks(argument: str) -> int:
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
             program, *arguments = file.read_text().split("\0")
-            found += program == f"{REPOSITORY}/.venv/bin/python" and {"train.py", argument} <= {*arguments}
+            found += program == f"{REPOSITORY}/.venv/bin/python" and {"train.py", argument} <= {
+                *arguments
+            }
     return found
 
 

@@ -28,8 +28,9 @@ STEPS, STOP = 6, 3
 def overrides(root: Path) -> list[str]:
     return [
         "experiment=tiny_vta", "logger.wandb=off", "data.num_clips=16", "batch_size=4",
-        "data.heldout.toy.num_clips=6", f"trainer.max_steps={STEPS}", "lora.rank=4",
+        "data.heldout.toy.num_clips=2", f"trainer.max_steps={STEPS}", "lora.rank=4",
         "trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "callbacks.grid=null",
+        "callbacks.track.curve=null",
         "callbacks.checkpoints.every=2", "callbacks.ema.decay=0.9", "callbacks.loss_map.every=3",
         "trainer.accelerator=cpu", "module.schedule.warmup=2", f"paths.root={root}",
         "timesteps.clean_share=0.2", "trainer.gradient_clip_val=0.01",
