@@ -128,9 +128,8 @@ def attention_within(
         return attention(q, k, v, backend)
     out = v.new_zeros(q.shape)
     for i, length in enumerate(lengths):
-        out[i : i + 1, :length] = attention(
-            *(part[i : i + 1, :length] for part in (q, k, v)), backend
-        )
+        own = slice(i, i + 1), slice(length)
+        out[own] = attention(q[own], k[own], v[own], backend)
     return out
 
 

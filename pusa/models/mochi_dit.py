@@ -283,11 +283,10 @@ class MochiDiT(nn.Module):
         1.6 MB a caption of Mochi-1 in float32. ValueError for any shape that does not fit.
         """
         check_text(text, None, self.text_dim, self.text_len)
-        embedding, lengths = self._trimmed(text)
-        mask = torch.arange(embedding.shape[1], device=embedding.device) < lengths[:, None]
+        embedding, mask = self._trimmed(text)
         pooled = self.t5_y_embedder(embedding, mask).float()
         tokens = self.t5_yproj(embedding)[:, None]
-        uneven = None if bool(mask.all()) else lengths.tolist()
+        uneven = None if bool(mask.all()) else mask.sum(1).tolist()
         return PreparedText(weakref.ref(self), len(mask), tokens.dtype, (pooled, tokens, uneven))
 
     def forward(self, latents: Tensor, sigma: Tensor, text: Text | PreparedText) -> Tensor:
@@ -342,14 +341,15 @@ class MochiDiT(nn.Module):
         return text
 
     def _trimmed(self, text: Text) -> tuple[Tensor, Tensor]:
-        """Every caption's tokens, without what its mask leaves out, and their numbers (B,): as long
-        as the longest, zeros where a caption is shorter."""
-        lengths = text.mask.sum(1)
-        order = text.mask.int().argsort(dim=1, descending=True, stable=True)
-        order = order[:, : int(lengths.max())]
-        embedding = text.embedding.masked_fill(~text.mask[..., None], 0.0)
-        embedding = embedding.take_along_dim(order[..., None], dim=1)
-        return embedding.to(self.t5_yproj.weight.dtype), lengths
+        """Embedding and mask of every caption's tokens without what its mask leaves out: as long as
+        the longest, zeros where a caption is shorter."""
+        embedding, mask = text.embedding, text.mask
+        if not bool(mask.all()):
+            order = mask.int().argsort(dim=1, descending=True, stable=True)
+            order = order[:, : int(mask.sum(1).max())]
+            embedding = embedding.masked_fill(~mask[..., None], 0.0)
+            embedding, mask = embedding.take_along_dim(order[..., None], 1), mask.gather(1, order)
+        return embedding.to(self.t5_yproj.weight.dtype), mask
 
     def _rope(self, grid: tuple[int, int, int]) -> Tensor:
         """cos and sin (N * heads, head_dim/2, 2), tokens in (f, h, w) order, heads fastest.

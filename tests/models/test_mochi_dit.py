@@ -160,6 +160,10 @@ def test_tokens_outside_a_mask_with_holes_are_not_seen(model, latents):
     picked = Text(text.embedding[:, [1, 3, 4]], text.mask[:, [1, 3, 4]])
     holed = model(latents, sigma, Text(text.embedding, mask))
     torch.testing.assert_close(holed, model(latents, sigma, picked), atol=1e-5, rtol=0)
+    mask[1, 2] = True  # now the captions are of three tokens and of four
+    holed = model(latents, sigma, Text(text.embedding, mask))
+    alone = Text(text.embedding[1:, 1:5], text.mask[1:, 1:5])
+    torch.testing.assert_close(holed[1:], model(latents[1:], sigma[1:], alone), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
