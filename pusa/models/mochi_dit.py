@@ -283,10 +283,9 @@ class MochiDiT(nn.Module):
         1.6 MB a caption of Mochi-1 in float32. ValueError for any shape that does not fit.
         """
         check_text(text, None, self.text_dim, self.text_len)
-        embedding, mask = self._trimmed(text)
+        embedding, mask, uneven = self._trimmed(text)
         pooled = self.t5_y_embedder(embedding, mask).float()
         tokens = self.t5_yproj(embedding)[:, None]
-        uneven = None if bool(mask.all()) else mask.sum(1).tolist()
         return PreparedText(weakref.ref(self), len(mask), tokens.dtype, (pooled, tokens, uneven))
 
     def forward(self, latents: Tensor, sigma: Tensor, text: Text | PreparedText) -> Tensor:
@@ -340,16 +339,17 @@ class MochiDiT(nn.Module):
         text.check(self, batch, working_dtype(self.t5_yproj.weight))
         return text
 
-    def _trimmed(self, text: Text) -> tuple[Tensor, Tensor]:
+    def _trimmed(self, text: Text) -> tuple[Tensor, Tensor, list[int] | None]:
         """Embedding and mask of every caption's tokens without what its mask leaves out: as long as
-        the longest, zeros where a caption is shorter."""
-        embedding, mask = text.embedding, text.mask
+        the longest, zeros where a caption is shorter. And their numbers, unless all are equal."""
+        embedding, mask, uneven = text.embedding, text.mask, None
         if not bool(mask.all()):
-            order = mask.int().argsort(dim=1, descending=True, stable=True)
-            order = order[:, : int(mask.sum(1).max())]
+            lengths = mask.sum(1).tolist()
+            uneven = lengths if min(lengths) < max(lengths) else None
+            order = mask.int().argsort(dim=1, descending=True, stable=True)[:, : max(lengths)]
             embedding = embedding.masked_fill(~mask[..., None], 0.0)
             embedding, mask = embedding.take_along_dim(order[..., None], 1), mask.gather(1, order)
-        return embedding.to(self.t5_yproj.weight.dtype), mask
+        return embedding.to(self.t5_yproj.weight.dtype), mask, uneven
 
     def _rope(self, grid: tuple[int, int, int]) -> Tensor:
         """cos and sin (N * heads, head_dim/2, 2), tokens in (f, h, w) order, heads fastest.

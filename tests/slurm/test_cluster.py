@@ -58,10 +58,9 @@ def tasks(argument: str) -> int:
     found = 0
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):  # it has ended
-            program, *arguments = file.read_text().split("\0")
-            found += program == f"{REPOSITORY}/.venv/bin/python" and {"train.py", argument} <= {
-                *arguments
-            }
+            line = file.read_bytes()
+            starts = line.startswith(f"{REPOSITORY}/.venv/bin/python\0train.py\0".encode())
+            found += starts and f"\0{argument}\0".encode() in line
     return found
 
 
